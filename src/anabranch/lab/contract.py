@@ -64,7 +64,9 @@ class Claim:
             ("origin", self.origin, get_args(Origin)),
             ("read_in", self.read_in, get_args(ReadIn)),
         ):
-            _require(value in allowed, f"claim {self.name!r}: {argument}={value!r}, expected one of {', '.join(allowed)}")
+            _require(
+                value in allowed, f"claim {self.name!r}: {argument}={value!r}, expected one of {', '.join(allowed)}"
+            )
         thresholds = (self.at_least is not None) + (self.at_most is not None)
         _require(
             thresholds == (self.measure is not None),
@@ -131,7 +133,9 @@ class Paper:
 
     def __post_init__(self) -> None:
         _require(_KEBAB.fullmatch(self.slug) is not None, f"paper slug {self.slug!r} is not kebab-case")
-        _require(bool(self.title.strip()) and bool(self.summary.strip()), f"paper {self.slug}: title or summary is empty")
+        _require(
+            bool(self.title.strip()) and bool(self.summary.strip()), f"paper {self.slug}: title or summary is empty"
+        )
         _require(len(self.claims) <= MAX_CLAIMS, f"paper {self.slug}: {len(self.claims)} claims, at most {MAX_CLAIMS}")
         names = [claim.name for claim in self.claims]
         _require(len(set(names)) == len(names), f"paper {self.slug}: two claims share a name")
@@ -143,8 +147,13 @@ class Paper:
             _require(scale in SCALES, f"paper {self.slug}: unknown scale {scale!r}")
             _require(is_dataclass(settings), f"paper {self.slug}: settings of {scale!r} are not a dataclass")
             _require(len(fields(settings)) <= MAX_SETTINGS, f"paper {self.slug}: more than {MAX_SETTINGS} settings")
-        _require(len({type(s) for s in self.scales.values()}) <= 1, f"paper {self.slug}: scales use different settings types")
-        _require(bool(self.scales) or not any(c.checked for c in self.claims), f"paper {self.slug}: measured claims, no scales")
+        _require(
+            len({type(s) for s in self.scales.values()}) <= 1, f"paper {self.slug}: scales use different settings types"
+        )
+        _require(
+            bool(self.scales) or not any(c.checked for c in self.claims),
+            f"paper {self.slug}: measured claims, no scales",
+        )
 
     @property
     def runnable(self) -> bool:

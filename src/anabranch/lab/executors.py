@@ -1,0 +1,110 @@
+"""Where runs take place: this process, or a pool of processes. Both give runs back as folders, in the order asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from anabranch.lab.environment import cores
+from anabranch.lab.errors import LabError
+from anabranch.lab.events import Listener, read_events
+from anabranch.lab.execution import Request, execute, execute_queued, header_for
+from anabranch.lab.runs import Run, RunFolder, read_run
+
+ListenerFor = Callable[[Request], Listener]
+
+
+class Executor(Protocol):
+    """Runs requests; yields their runs in order. ``shares_machine`` refuses timing claims."""
+
+    name: str
+    shares_machine: bool
+
+    def run(self, requests: Sequence[Request], *, listener_for: ListenerFor | None = None) -> Iterator[Run]: ...
+
+
+@dataclass
+class ThisProcess:
+    """One run after another in this process."""
+
+    name: str = "here"
+    shares_machine: bool = False
+
+    def run(self, requests: Sequence[Request], *, listener_for: ListenerFor | None = None) -> Iterator[Run]:
+        for request in requests:
+            yield execute(request, listener=listener_for(request) if listener_for else None)
+
+
+@dataclass
+class ProcessPool:
+    """Several runs at once in processes of this machine. A worker that dies leaves its run *interrupted*."""
+
+    workers: int = 2
+    name: str = "pool"
+    shares_machine: bool = True
+    poll_s: float = 0.1
+
+    def run(self, requests: Sequence[Request], *, listener_for: ListenerFor | None = None) -> Iterator[Run]:
+        folders = []
+        for request in requests:
+            header = header_for(request, executor=self.name, shares_machine=self.shares_machine)
+            with RunFolder.create(header, queued=True) as queued:
+                folders.append(queued.folder)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(self.workers, max(1, len(folders))), mp_context=context) as pool:
+            threads = str(max(1, cores() // self.workers))
+            futures = [pool.submit(_work, str(folder), threads) for folder in folders]
+            try:
+                for request, folder, future in zip(requests, folders, futures, strict=True):
+                    self._follow(future, folder, listener_for(request) if listener_for else None)
+                    yield read_run(folder)
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
+
+    def _follow(self, future: Future[None], folder: Path, listener: Listener | None) -> None:
+        seen = -1
+        while True:
+            done = future.done()
+            if listener is not None:
+                for event in read_events(folder / "events.jsonl", after=seen):
+                    seen = event["n"]
+                    listener(event)
+            if done:
+                break
+            time.sleep(self.poll_s)
+        with contextlib.suppress(BrokenProcessPool, KeyboardInterrupt):
+            future.result()
+
+
+def _work(folder: str, threads: str) -> None:
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
+    execute_queued(Path(folder))
+
+
+def executor_named(text: str) -> Executor:
+    """``here``, ``pool`` (one worker a core) or ``pool:N``.
+
+    Raises:
+        LabError: there is no such executor.
+    """
+    kind, _, count = text.partition(":")
+    if kind == "here" and not count:
+        return ThisProcess()
+    if kind == "pool":
+        if count and (not count.isdigit() or int(count) < 1):
+            raise LabError(f"--on {text}: expected pool:N with N of at least 1")
+        return ProcessPool(int(count) if count else cores())
+    raise LabError(f"--on {text}: expected here, pool or pool:N")
