@@ -1,7 +1,7 @@
 """Artefacts that are built once and kept: trees of arrays and plain values, addressed by what they were built from.
 
 The key is the builder's qualified name, its arguments, the seed and a hash of the code it imports. An entry is one
-safetensors file whose metadata holds the tree's shape and a checksum; it is written beside and renamed, under a lock, so a
+safetensors file whose metadata holds the tree and a checksum; it is written beside and renamed, under a lock, so a
 crash leaves no half entry and two processes build it once.
 """
 
@@ -74,10 +74,8 @@ def save_tree(path: Path, value: Any) -> None:
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     structure = _flatten(value, "", arrays)
-    body = save(arrays)
-    check = hashlib.sha256(body).hexdigest()
-    head = json.dumps({"tree": structure, "sha256": check}).encode()
-    write_atomically(path, len(head).to_bytes(8, "little") + head + body)
+    tree = json.dumps(structure)
+    write_atomically(path, save(arrays, metadata={"tree": tree, "sha256": _checksum(tree, arrays)}))
 
 
 def load_tree(path: Path) -> Any:
@@ -91,14 +89,20 @@ def load_tree(path: Path) -> Any:
 
     try:
         raw = path.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        head = json.loads(raw[8 : 8 + size])
-        body = raw[8 + size :]
-        if hashlib.sha256(body).hexdigest() != head["sha256"]:
+        head = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+        arrays = load(raw)
+        if _checksum(head["tree"], arrays) != head["sha256"]:
             raise ValueError("checksum differs")
-        return _unflatten(head["tree"], load(body))
+        return _unflatten(json.loads(head["tree"]), arrays)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DamagedEntry(f"cached artefact {path.name} is damaged ({error})") from error
+
+
+def _checksum(tree: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    digest = hashlib.sha256(tree.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _flatten(value: Any, place: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -116,7 +120,7 @@ def _flatten(value: Any, place: str, arrays: dict[str, np.ndarray[Any, Any]]) ->
     name = str(len(arrays))
     if isinstance(value, np.ndarray):
         arrays[name] = np.ascontiguousarray(value)
-        # safetensors turns a 0-d array into a 1-d one
+        # ascontiguousarray makes a 0-d array 1-d, so the shape is kept beside it
         return {"a": name, "shape": list(value.shape)}
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):

@@ -23,6 +23,7 @@ Listener = Callable[[Event], None]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RESERVE_BYTES = 16384
+_RESERVED = frozenset({"n", "at_s", "type"})
 _SYNCED = frozenset({"start", "measure", "verdict", "end"})
 
 
@@ -73,6 +74,8 @@ class EventLog:
 
     def write(self, type_: str, **fields: Any) -> Event:
         """Append one event; it is in the file when this returns."""
+        if _RESERVED & fields.keys():
+            raise ValueError(f"event fields may not be called {', '.join(sorted(_RESERVED & fields.keys()))}")
         with self._lock:
             event: Event = {
                 "n": self._count,

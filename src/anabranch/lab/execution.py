@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -118,7 +119,7 @@ def _run(folder: RunFolder, listener: Listener | None) -> None:
     )
     begin = time.monotonic()
     try:
-        folder.log.write("start", slug=paper.slug, scale=header["scale"], seed=header["seed"])
+        folder.log.write("start", slug=paper.slug, scale=header["scale"], seed=header["seed"], pid=os.getpid())
         settings = settings_for(paper, header["scale"], header["overrides"])
         with _terminable(), _warnings_kept(folder):
             experiment_of(paper.slug)(lab, settings)
@@ -135,7 +136,7 @@ def _run(folder: RunFolder, listener: Listener | None) -> None:
 def _judge(folder: RunFolder, scale: str) -> None:
     run = read_run(folder.folder)
     for verdict in judge(find_paper(run.slug), [run.measures], scale=scale):
-        folder.log.write("verdict", **verdict.as_dict())
+        folder.log.write("verdict", claim=verdict.claim, outcome=verdict.outcome, verdict=verdict.as_dict())
 
 
 def _note_overrun(folder: RunFolder, expected: float | None, taken: float) -> None:

@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
@@ -45,12 +44,12 @@ class ThisProcess:
 
 @dataclass
 class ProcessPool:
-    """Several runs at once in processes of this machine. A worker that dies leaves its run *interrupted*."""
+    """Several runs at once, each in a process of its own. A process that dies leaves its run *interrupted*, and no other."""
 
     workers: int = 2
     name: str = "pool"
     shares_machine: bool = True
-    poll_s: float = 0.1
+    poll_s: float = 0.05
 
     def run(self, requests: Sequence[Request], *, listener_for: ListenerFor | None = None) -> Iterator[Run]:
         folders = []
@@ -58,40 +57,44 @@ class ProcessPool:
             header = header_for(request, executor=self.name, shares_machine=self.shares_machine)
             with RunFolder.create(header, queued=True) as queued:
                 folders.append(queued.folder)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, max(1, len(folders))), mp_context=context) as pool:
-            threads = str(max(1, cores() // self.workers))
-            futures = [pool.submit(_work, str(folder), threads) for folder in folders]
-            try:
-                for request, folder, future in zip(requests, folders, futures, strict=True):
-                    self._follow(future, folder, listener_for(request) if listener_for else None)
-                    yield read_run(folder)
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                for process in list((pool._processes or {}).values()):
+        waiting = [_process(folder, self.workers) for folder in folders]
+        processes = dict(zip(folders, waiting, strict=True))
+        try:
+            for request, folder in zip(requests, folders, strict=True):
+                listener, seen = listener_for(request) if listener_for else None, -1
+                while True:
+                    active = sum(process.is_alive() for process in processes.values())
+                    for process in waiting[: max(0, self.workers - active)]:
+                        waiting.remove(process)
+                        process.start()
+                    ended = processes[folder].exitcode is not None
+                    if listener is not None:
+                        for event in read_events(folder / "events.jsonl", after=seen):
+                            seen = event["n"]
+                            listener(event)
+                    if ended:
+                        break
+                    time.sleep(self.poll_s)
+                yield read_run(folder)
+        finally:
+            for process in processes.values():
+                if process.is_alive():
                     process.terminate()
-                raise
+            for process in processes.values():
+                if process.pid is not None:
+                    process.join()
 
-    def _follow(self, future: Future[None], folder: Path, listener: Listener | None) -> None:
-        seen = -1
-        while True:
-            done = future.done()
-            if listener is not None:
-                for event in read_events(folder / "events.jsonl", after=seen):
-                    seen = event["n"]
-                    listener(event)
-            if done:
-                break
-            time.sleep(self.poll_s)
-        with contextlib.suppress(BrokenProcessPool, KeyboardInterrupt):
-            future.result()
+
+def _process(folder: Path, workers: int) -> BaseProcess:
+    threads = str(max(1, cores() // workers))
+    return multiprocessing.get_context("spawn").Process(target=_work, args=(str(folder), threads))
 
 
 def _work(folder: str, threads: str) -> None:
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, threads)
-    execute_queued(Path(folder))
+    with contextlib.suppress(KeyboardInterrupt):  # the run's folder says that it was cancelled
+        execute_queued(Path(folder))
 
 
 def executor_named(text: str) -> Executor:

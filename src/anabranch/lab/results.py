@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -140,8 +140,7 @@ def result_verdicts(result: Result) -> dict[str, Verdict]:
 
 def verdicts_of_run(run: Run) -> dict[str, Verdict]:
     """The verdicts that one run wrote down, by claim."""
-    names = {field.name for field in fields(Verdict)}
-    return {claim: Verdict(**{k: v for k, v in event.items() if k in names}) for claim, event in run.verdicts.items()}
+    return {claim: Verdict(**event["verdict"]) for claim, event in run.verdicts.items()}
 
 
 def result_schema() -> dict[str, Any]:

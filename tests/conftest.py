@@ -1,0 +1,78 @@
+"""Shared fixtures. Library packages are imported with their shape annotations checked; the command line runs without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["anabranch.fabric"], "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the test's own."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("ANABRANCH_HOME", str(folder))
+    monkeypatch.delenv("ANABRANCH_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data files that may not be redistributed: ``$ANABRANCH_SHARED``, else ``../shared/data`` beside the checkout."""
+    folder = Path(os.environ.get("ANABRANCH_SHARED", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} with files that may not be redistributed is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plugin_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example plug-in package, installed the way pip would."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "coin_flips").symlink_to(ROOT / "examples" / "plugin" / "src" / "coin_flips")
+    info = site / "anabranch_coin_flips-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: anabranch-coin-flips\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[anabranch.papers]\ncoin-flips = coin_flips\n")
+    return site
+
+
+@pytest.fixture
+def plugin(plugin_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Slug of the example plug-in's paper, found by this process and its children."""
+    from anabranch.lab import discover
+
+    monkeypatch.syspath_prepend(plugin_path)
+    monkeypatch.setenv("PYTHONPATH", str(plugin_path))
+    discover._modules.cache_clear()
+    yield "coin-flips"
+    discover._modules.cache_clear()
+
+
+class CommandLine:
+    """Runs the real command line in a process of its own."""
+
+    def __call__(
+        self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "anabranch.cli", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+        )
+
+
+@pytest.fixture
+def anabranch() -> CommandLine:
+    return CommandLine()
