@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["anabranch.fabric"], "beartype.beartype")
+from support import ROOT, CommandLine
 
-ROOT = Path(__file__).resolve().parents[1]
+install_import_hook(["anabranch.fabric"], "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
@@ -55,22 +53,6 @@ def plugin(plugin_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     discover._modules.cache_clear()
     yield "coin-flips"
     discover._modules.cache_clear()
-
-
-class CommandLine:
-    """Runs the real command line in a process of its own."""
-
-    def __call__(
-        self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "anabranch.cli", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-        )
 
 
 @pytest.fixture

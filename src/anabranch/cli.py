@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 from anabranch.lab.errors import LabError
 
+# Frozen: what is not here belongs to a package. `serve` and `digest` are the page's.
+TOP_LEVEL = ("papers", "show", "run", "check", "runs", "report", "compare", "data", "serve", "import", "digest")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -24,7 +26,8 @@ class PackageGroup(TyperGroup):
     """The top level: our own commands, and a lazily imported group for every package with a ``commands.py``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(package_commands())]
+        own = sorted(super().list_commands(ctx), key=TOP_LEVEL.index)
+        return [*own, *sorted(package_commands())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         about = package_commands().get(cmd_name)
@@ -49,10 +52,12 @@ class SearchGroup(TyperGroup):
 
 
 def package_commands() -> dict[str, str]:
-    """Packages with practitioners' commands, and the first line of what they say of themselves."""
+    """Packages with practitioners' commands (an ``app`` in ``commands.py``), and the first line of what they say."""
+    trees = {path.parent.name: ast.parse(path.read_bytes()) for path in sorted(_PACKAGE.glob("*/commands.py"))}
     return {
-        path.parent.name: (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
-        for path in _PACKAGE.glob("*/commands.py")
+        name: (ast.get_docstring(tree) or "").partition("\n")[0]
+        for name, tree in trees.items()
+        if any(isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "app" for n in tree.body)
     }
 
 
@@ -327,6 +332,28 @@ def import_page(
         _print_json(outcome.as_dict())
     else:
         views.print_import(_console(), outcome)
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A data set or shared weights; all are listed without.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Take it from this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List data sets with their cards, or get one. Nothing is fetched without being asked for."""
+    from anabranch.lab.places import data_folder, ensure
+    from anabranch.worlds import commands
+
+    root = data_folder()
+    if as_json:
+        cards = [commands.find_card(name)] if name else list(commands.CARDS.values())
+        _print_json([commands.describe(card, root) for card in cards])
+    elif name is None:
+        commands.print_cards(_console(), root)
+    else:
+        commands.find_card(name)
+        folder = commands.fetch(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True))
+        typer.echo(str(folder))
 
 
 def _print_plan(slug: str, settings: Any) -> None:

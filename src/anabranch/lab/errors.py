@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class LabError(ValueError):
     """Bad input or a bad surrounding; the message is one line and names what to change."""
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """The name most like ``name``, and others almost as like it."""
+    likeness = {known: SequenceMatcher(None, name.lower(), known).ratio() for known in names}
+    best = max(likeness.values(), default=0.0)
+    return sorted((n for n in names if likeness[n] >= max(0.55, best - 0.08)), key=lambda n: -likeness[n])[:3]
 
 
 class UnknownName(LabError):
@@ -22,7 +29,7 @@ class UnknownName(LabError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        near = _nearest(name, names)
         message = f"unknown {what} {name!r}"
         if near:
             message += f"; did you mean {' or '.join(near)}?"

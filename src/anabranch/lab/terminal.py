@@ -14,7 +14,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from anabranch.lab.contract import Claim, Paper
@@ -47,6 +46,8 @@ class RunView:
     """Shows the events of one run as they come. Use as a context manager; call it with each event."""
 
     def __init__(self, console: Console, label: str = "") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self._console, self._label = console, f"{label} " if label else ""
         self._live = console.is_terminal
         self._tasks: dict[str, Any] = {}
@@ -147,10 +148,12 @@ def claims_table(claims: Sequence[Claim], verdicts: Mapping[str, Verdict], *, ti
     ):
         table.add_column(name, **options)
     for claim in claims:
-        verdict = verdicts.get(claim.name) or Verdict(claim.name, "not checked", reason="no result yet")
+        verdict = verdicts.get(claim.name) or Verdict(
+            claim.name, "not checked", reason="no result yet" if claim.checked else "no experiment yet"
+        )
         table.add_row(
             f"{escape(claim.says)}",
-            escape(claim.published or "[not found]"),
+            escape(claim.published or ("not found" if claim.origin == "paper" else "-")),
             escape(verdict.number()),
             threshold_text(claim),
             f"[{CHIPS[verdict.outcome]}]{escape(verdict.words(claim))}[/]",

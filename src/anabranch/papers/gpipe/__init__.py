@@ -1,0 +1,109 @@
+"""Pipeline parallelism: consecutive layers on different devices, micro-batches like cars on an assembly line."""
+
+from datetime import date
+
+from anabranch.lab import Claim, Paper
+
+PAPER = Paper(
+    slug="gpipe",
+    title="GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
+    authors=(
+        "Yanping Huang",
+        "Youlong Cheng",
+        "Ankur Bapna",
+        "Orhan Firat",
+        "Mia Xu Chen",
+        "Dehao Chen",
+        "HyoukJoong Lee",
+        "Jiquan Ngiam",
+        "Quoc V. Le",
+        "Yonghui Wu",
+        "Zhifeng Chen",
+    ),
+    published=date(2018, 11, 16),
+    arxiv="1811.06965",
+    repository="tensorflow/lingvo",
+    summary=(
+        "A network too big for one device is cut in stages of consecutive layers, one stage per device, and the batch in "
+        "micro-batches that pass through the stages as on an assembly line: all forwards, then all backwards, one "
+        "update. The gradient is exactly that of the whole batch, and memory falls because every stage keeps only its "
+        "inputs and recomputes the rest. For anyone who trains or fine-tunes a stack of layers over several devices, "
+        "slow links included."
+    ),
+    package="distributed",
+    extra="distributed",
+    claims=(
+        Claim(
+            name="bubble-is-small",
+            says="The share of idle time falls with the number M of micro-batches and hardly counts from M = 4 K on, K "
+            "being the number of stages.",
+            published="(K-1)/(M+K-1) in order",
+            where="section 2.3 (from general knowledge of the paper, not checked)",
+            read_in="secondary",
+            published_setting="synchronous pipeline",
+            kind="exact",
+        ),
+        Claim(
+            name="activation-memory",
+            says="Recomputing inside the stages takes activation memory from batch times depth down to the batch plus "
+            "one micro-batch of one stage.",
+            published="O(N L) to O(N + (L/K)(N/M)) for N samples and L layers",
+            where="section 2.3 (from general knowledge of the paper, not checked)",
+            read_in="secondary",
+            published_setting="no recomputation",
+            kind="exact",
+        ),
+        Claim(
+            name="amoebanet-capacity",
+            says="Eight devices hold an AmoebaNet about 25 times the size that one holds.",
+            published="82 M to 1.8 B parameters, 25x (22x by these counts)",
+            where="Table 1, as reprinted in torchgpipe's documentation",
+            read_in="secondary",
+            published_setting="AmoebaNet-D on accelerators of 8 GB",
+            kind="exact",
+        ),
+        Claim(
+            name="transformer-capacity",
+            says="A pipeline of 128 stages holds a Transformer almost 300 times the size that one device holds.",
+            published="282.2 M to 83.9 B parameters, 298x",
+            where="Table 1, from reading notes",
+            read_in="secondary",
+            published_setting="Transformer-L on TPUv3 of 16 GB",
+            kind="exact",
+        ),
+        Claim(
+            name="near-linear-throughput",
+            says="With enough micro-batches throughput grows almost in step with the number of stages.",
+            published="1.21, 1.84, 3.48 at 2, 4, 8 stages and 32 micro-batches (1, 1.13, 1.38 at one)",
+            where="Table 2, as reprinted in torchgpipe's documentation",
+            read_in="secondary",
+            published_setting="AmoebaNet-D (18,256) on TPU; relative to 2 stages and 1 micro-batch",
+            kind="timing",
+        ),
+        Claim(
+            name="slow-links-suffice",
+            says="It still speeds up over plain PCIe, because only the tensors at the cuts travel.",
+            published="1, 1.7, 2.7 (AmoebaNet) and 1, 1.8, 3.3 (Transformer) at 2, 4, 8 stages",
+            where="Table 3 (from general knowledge of the paper, not checked)",
+            read_in="secondary",
+            published_setting="GPUs without fast interconnect, 32 micro-batches",
+            kind="timing",
+        ),
+        Claim(
+            name="imagenet-accuracy",
+            says="The capacity pays: a 557-million-parameter image model trained this way is accurate.",
+            published="84.4 % top-1",
+            where="abstract",
+            read_in="abstract",
+            published_setting="AmoebaNet-B (18,512), 480x480, ImageNet-2012",
+        ),
+        Claim(
+            name="one-model-for-all-languages",
+            says="One multilingual translation model beats every bilingual one.",
+            published="6 B parameters, 128 layers, over 100 languages: better than all bilingual models",
+            where="abstract",
+            read_in="abstract",
+            published_setting="multilingual corpus, bilingual baselines",
+        ),
+    ),
+)
