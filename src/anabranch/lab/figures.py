@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,3 +61,35 @@ def render(figure: Figure) -> dict[str, bytes]:
             figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
             rendered[kind] = buffer.getvalue()
     return rendered
+
+
+def plot_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log: str = "",
+    lines: bool = True,
+    from_zero: bool = False,
+    axes: Any = None,
+) -> Figure:
+    """A figure of named curves ``name -> (xs, ys)``; names keep their color and marker by their order.
+
+    Args:
+        log: the axes on a logarithmic scale, ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+        lines: join the points.
+        from_zero: let the y axis begin at zero.
+        axes: draw there instead of in a figure of its own.
+    """
+    figure = None
+    if axes is None:
+        figure, axes = new_figure()
+    for index, (name, (xs, ys)) in enumerate(curves.items()):
+        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "alpha": 0.9}
+        axes.plot(xs, ys, linestyle="-" if lines else "none", label=name, **style)
+    axes.set(title=title, xlabel=x, ylabel=y, **{f"{axis}scale": "log" for axis in log})
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure if figure is not None else axes.figure
