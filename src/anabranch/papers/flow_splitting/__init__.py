@@ -157,7 +157,7 @@ plan.to_csv("paths.csv")
             where="version 2, p. 9, from a third party's reading notes",
             read_in="secondary",
             published_setting="256 GPUs, leaf-spine 16 x 16, packet simulator",
-            setting_here="exact max-min fluid on the same leaf-spine, a step between leaves",
+            setting_here="exact max-min fluid on the same leaf-spine, a step between leaves at 256 MiB",
         ),
         Claim(
             name="ring-indifferent",
@@ -180,7 +180,8 @@ plan.to_csv("paths.csv")
             where="abstract of version 2",
             read_in="abstract",
             published_setting="ASTRA-sim, collectives and GPT models; packet spraying as the baseline",
-            setting_here="our packet simulator without congestion control, largest ratio of three patterns at 4 MiB",
+            setting_here="our packet simulator, no congestion control, largest ratio of 3 patterns at 4 MiB, endless windows or "
+            "one bandwidth-delay product",
         ),
         Claim(
             name="completion-time-against-reps",
@@ -192,8 +193,8 @@ plan.to_csv("paths.csv")
             where="abstract of version 2",
             read_in="abstract",
             published_setting="ASTRA-sim, collectives and GPT models; REPS as the baseline",
-            setting_here="our packet simulator, no congestion control, largest ratio of 3 patterns at 4 MiB, links whole or "
-            "known to have failed",
+            setting_here="our packet simulator, no congestion control, largest ratio of 3 patterns at 4 MiB, endless windows or "
+            "one bandwidth-delay product, links whole or known to have failed",
         ),
         Claim(
             name="plan-and-simulate-16384-nics",
