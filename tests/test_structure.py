@@ -14,14 +14,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 from anabranch.lab import papers
+from support import ROOT
 
 SRC = ROOT / "src" / "anabranch"
 PAPERS = sorted(path for path in (SRC / "papers").iterdir() if path.is_dir() and path.name != "__pycache__")
 PACKAGES = sorted(
-    path.parent.name for path in SRC.glob("*/__init__.py") if path.parent.name not in ("papers", "lab", "hub", "_results")
+    path.parent.name
+    for path in SRC.glob("*/__init__.py")
+    if path.parent.name not in ("papers", "lab", "hub", "_results")
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BUILT_IN = [paper for paper in papers() if (SRC / "papers" / paper.module).is_dir()]
@@ -41,10 +43,15 @@ def test_a_paper_is_data_and_its_experiment_is_there_when_it_says_so(paper: obje
     for node in ast.walk(ast.parse((folder / "__init__.py").read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-            assert module in ("__future__", "dataclasses", "datetime", "typing", "anabranch.lab"), f"heavy import {module}"
+            assert module in ("__future__", "dataclasses", "datetime", "typing", "anabranch.lab"), (
+                f"heavy import {module}"
+            )
 
 
-@pytest.mark.parametrize("path", [p / "experiment.py" for p in PAPERS if (p / "experiment.py").exists()], ids=lambda p: p.parent.name)
+EXPERIMENTS = [path for folder in PAPERS if (path := folder / "experiment.py").exists()]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.parent.name)
 def test_an_experiment_defines_no_method(path: Path) -> None:
     """No network, solver or loss: all that is the method lives in the library."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -164,7 +171,8 @@ def test_library_packages_do_not_print() -> None:
 
 def test_nothing_names_a_place_of_one_machine() -> None:
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True).stdout.split()
-    pattern = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|(^|[^\w.])/(root|home/\w+)/", re.MULTILINE)
+    hosts = r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org"
+    pattern = re.compile(rf"{hosts}|(^|[^\w.])/(root|home/\w+)/", re.MULTILINE)
     for name in tracked:
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".json", ".yml", ".cff", ".j2", ".csv", "") and path.is_file():
