@@ -96,7 +96,7 @@ def _papers() -> None:
     """Find papers: `anabranch papers [QUERY]` searches, `papers new SLUG` starts one."""
 
 
-@papers_app.command("search", hidden=True)
+@papers_app.command("search")
 def papers_search(
     query: Annotated[list[str] | None, typer.Argument(help="Words to look for; all papers without.")] = None,
     runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that run here.")] = False,

@@ -78,8 +78,8 @@ __all__ = [
 ]
 
 # Simulators.
-from anabranch.fabric.fluid import FluidResult, simulate_fluid  # noqa: E402
-from anabranch.fabric.max_min import max_min_rates  # noqa: E402
-from anabranch.fabric.packets import PacketResult, simulate_packets  # noqa: E402
+from anabranch.fabric.fluid import FluidResult, simulate_fluid
+from anabranch.fabric.max_min import max_min_rates
+from anabranch.fabric.packets import PacketResult, simulate_packets
 
 __all__ += ["FluidResult", "PacketResult", "max_min_rates", "simulate_fluid", "simulate_packets"]

@@ -12,7 +12,6 @@ from anabranch.fabric._kernels_max_min import (
     choose_stopped_by,
     deactivate,
     make_network,
-    make_queue,
     make_rates,
     make_scratch,
     place,
@@ -39,7 +38,7 @@ class Waits(typing.NamedTuple):
 
 @numba.njit(cache=True)
 @typing.no_type_check
-def _open_gate(gate, waits, count, gate_s, start_s, starts, size):
+def _open_gate(gate, waits, count, gate_s, start_s, key, item, position, size):
     """One thing that the gate waits for has ended; if it was the last, lets its flows start. Returns the heap size."""
     while gate >= 0:
         count[gate] -= 1
@@ -48,7 +47,7 @@ def _open_gate(gate, waits, count, gate_s, start_s, starts, size):
         for i in range(waits.waiter_indptr[gate], waits.waiter_indptr[gate + 1]):
             flow = waits.waiters[i]
             size += 1
-            place(starts, size, size - 1, max(gate_s[gate], start_s[flow]), flow)
+            place(key, item, position, size, size - 1, max(gate_s[gate], start_s[flow]), flow)
         following = waits.gate_next[gate]
         if following >= 0:
             gate_s[following] = max(gate_s[following], gate_s[gate])
@@ -70,8 +69,9 @@ def run_fluid(
     network = make_network(capacity, indptr, links, weight)
     rates = make_rates(network)
     scratch = make_scratch(network)
-    ends = make_queue(n_pieces)
-    starts = make_queue(n_flows)
+    # Two heaps: pieces by their end, and flows whose gate has opened by their start.
+    end_key, end_piece, end_at = np.empty(n_pieces), np.empty(n_pieces, np.int32), np.full(n_pieces, -1, np.int32)
+    start_key, start_flow, start_at = np.empty(n_flows), np.empty(n_flows, np.int32), np.full(n_flows, -1, np.int32)
     queued = 0
     remaining = size_bytes.copy()
     since = np.zeros(n_pieces)
@@ -81,7 +81,9 @@ def run_fluid(
     count = waits.gate_count.copy()
     n_starts = 0
     # Fields are named once: numba would count a reference at each use.
-    chosen, old_rate, rate, end_position = scratch.chosen, scratch.old_rate, rates.rate, ends.position
+    chosen, state, old_rate = scratch.chosen, scratch.state, scratch.old_rate
+    rate, bottleneck, n_stopped = rates.rate, rates.bottleneck, rates.n_stopped
+    member, member_count, member_start = rates.piece, rates.count, network.start
     feed_indptr, feed = waits.feed_indptr, waits.feed
     ended = np.empty(n_pieces, np.int32)
     next_start = 0
@@ -91,28 +93,42 @@ def run_fluid(
     while True:
         now = np.inf
         if queued > 0:
-            now = ends.key[0]
+            now = end_key[0]
         if next_start < len(order):
             now = min(now, start_s[order[next_start]])
         if n_starts > 0:
-            now = min(now, starts.key[0])
+            now = min(now, start_key[0])
         if now == np.inf:
             break
         events += 1
         limit = now * (1.0 + TIE)
 
         gone = 0
-        while queued > 0 and ends.key[0] <= limit:
-            ended[gone] = ends.item[0]
+        while queued > 0 and end_key[0] <= limit:
+            ended[gone] = end_piece[0]
             gone += 1
-            queued = take_first(ends, queued)
+            queued = take_first(end_key, end_piece, end_at, queued)
         for i in range(gone):
             n_active = deactivate(ended[i], n_active, network, rates)
         n_chosen = 0
         for i in range(gone):
             p = ended[i]
             for t in range(indptr[p], indptr[p + 1]):
-                n_chosen = choose_stopped_by(links[t], n_chosen, network, rates, scratch)
+                link = links[t]
+                begin = member_start[link]
+                n_chosen = choose_stopped_by(
+                    link,
+                    begin,
+                    begin + member_count[link],
+                    n_chosen,
+                    member,
+                    rate,
+                    bottleneck,
+                    n_stopped,
+                    chosen,
+                    state,
+                    old_rate,
+                )
             flow = flow_of[p]
             arrival_s[flow] = max(arrival_s[flow], now + latency_s[p])
             left[flow] -= 1
@@ -120,21 +136,23 @@ def run_fluid(
                 for j in range(feed_indptr[flow], feed_indptr[flow + 1]):
                     gate = feed[j]
                     gate_s[gate] = max(gate_s[gate], arrival_s[flow])
-                    n_starts = _open_gate(gate, waits, count, gate_s, start_s, starts, n_starts)
+                    n_starts = _open_gate(
+                        gate, waits, count, gate_s, start_s, start_key, start_flow, start_at, n_starts
+                    )
 
         while True:
             if next_start < len(order) and start_s[order[next_start]] <= limit:
                 flow = order[next_start]
                 next_start += 1
-            elif n_starts > 0 and starts.key[0] <= limit:
-                flow = starts.item[0]
-                n_starts = take_first(starts, n_starts)
+            elif n_starts > 0 and start_key[0] <= limit:
+                flow = start_flow[0]
+                n_starts = take_first(start_key, start_flow, start_at, n_starts)
             else:
                 break
             for i in range(piece_indptr[flow], piece_indptr[flow + 1]):
                 p = pieces[i]
                 n_active = activate(p, n_active, network, rates)
-                n_chosen = choose(p, n_chosen, rates, scratch)
+                n_chosen = choose(p, n_chosen, rate, bottleneck, n_stopped, chosen, state, old_rate)
                 since[p] = now
         n_changed = repair(n_chosen, n_active, network, rates, scratch)
         work += n_changed
@@ -143,9 +161,9 @@ def run_fluid(
             remaining[p] -= old_rate[p] * (now - since[p])
             since[p] = now
             end = now + max(remaining[p], 0.0) / rate[p]
-            if end_position[p] < 0:
+            if end_at[p] < 0:
                 queued += 1
-                place(ends, queued, queued - 1, end, p)
+                place(end_key, end_piece, end_at, queued, queued - 1, end, p)
             else:
-                place(ends, queued, end_position[p], end, p)
+                place(end_key, end_piece, end_at, queued, end_at[p], end, p)
     return arrival_s, events, work

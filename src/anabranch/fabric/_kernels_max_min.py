@@ -43,14 +43,6 @@ class Rates(typing.NamedTuple):
     n_stopped: np.ndarray  # [links]: active pieces, not chosen, whose bottleneck is the link
 
 
-class Queue(typing.NamedTuple):
-    """A binary heap that knows where each item stands."""
-
-    key: np.ndarray  # key of the item that stands at each position
-    item: np.ndarray
-    position: np.ndarray  # of each item, -1 if it is not in the heap
-
-
 class Scratch(typing.NamedTuple):
     """Working memory of filling; zero between calls where it says so."""
 
@@ -63,7 +55,9 @@ class Scratch(typing.NamedTuple):
     seen: np.ndarray  # [links]: 1 if a chosen piece touches the link (zero between calls)
     touched: np.ndarray  # [links]: ids of these links
     rising: np.ndarray  # [most members of a link]: those that rise
-    queue: Queue  # links by share
+    key: np.ndarray  # [links]: heap of links by share; see ``place``
+    item: np.ndarray  # [links]
+    position: np.ndarray  # [links]
 
 
 @numba.njit(cache=True)
@@ -101,13 +95,6 @@ def make_rates(network):
 
 @numba.njit(cache=True)
 @typing.no_type_check
-def make_queue(n):
-    """An empty heap for items 0 .. n - 1."""
-    return Queue(np.empty(n), np.empty(n, np.int32), np.full(n, -1, np.int32))
-
-
-@numba.njit(cache=True)
-@typing.no_type_check
 def make_scratch(network):
     """Working memory for this network."""
     n_links, n_pieces = len(network.capacity), len(network.indptr) - 1
@@ -121,53 +108,62 @@ def make_scratch(network):
         np.zeros(n_links, np.uint8),
         np.empty(n_links, np.int32),
         np.empty(np.max(np.diff(network.start)), np.int32),
-        make_queue(n_links),
+        np.empty(n_links),
+        np.empty(n_links, np.int32),
+        np.full(n_links, -1, np.int32),
     )
 
 
-@numba.njit(cache=True)
+# Functions that are called for single pieces or links take arrays, not tuples of arrays: those numba would unpack, and count
+# references to, at each call.
+
+
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def place(queue, size, i, key, item):
-    """Puts (key, item) at position i of the heap, or where it belongs from there."""
+def place(key, item, position, size, i, new_key, new_item):
+    """Puts an item at position i of a binary heap, or where it belongs from there.
+
+    ``key[i]`` and ``item[i]`` are what stands at position i of ``size``; ``position`` of an item that is not there is -1.
+    """
     start = i
     while i > 0:
         parent = (i - 1) >> 1
-        if queue.key[parent] <= key:
+        if key[parent] <= new_key:
             break
-        queue.key[i] = queue.key[parent]
-        queue.item[i] = queue.item[parent]
-        queue.position[queue.item[i]] = i
+        key[i] = key[parent]
+        item[i] = item[parent]
+        position[item[i]] = i
         i = parent
     if i == start:
         while True:
             child = 2 * i + 1
             if child >= size:
                 break
-            if child + 1 < size and queue.key[child + 1] < queue.key[child]:
+            if child + 1 < size and key[child + 1] < key[child]:
                 child += 1
-            if key <= queue.key[child]:
+            if new_key <= key[child]:
                 break
-            queue.key[i] = queue.key[child]
-            queue.item[i] = queue.item[child]
-            queue.position[queue.item[i]] = i
+            key[i] = key[child]
+            item[i] = item[child]
+            position[item[i]] = i
             i = child
-    queue.key[i] = key
-    queue.item[i] = item
-    queue.position[item] = i
+    key[i] = new_key
+    item[i] = new_item
+    position[new_item] = i
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def take_first(queue, size):
+def take_first(key, item, position, size):
     """Removes the item with the smallest key. Returns the new size."""
-    queue.position[queue.item[0]] = -1
+    position[item[0]] = -1
     size -= 1
     if size > 0:
-        place(queue, size, 0, queue.key[size], queue.item[size])
+        place(key, item, position, size, 0, key[size], item[size])
     return size
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def activate(p, n_active, network, rates):
     """Adds piece p with rate 0. Returns the new number of active pieces."""
@@ -186,7 +182,7 @@ def activate(p, n_active, network, rates):
     return n_active + 1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def deactivate(p, n_active, network, rates):
     """Removes piece p; the last member of each list fills the hole. Returns the new number of active pieces."""
@@ -213,33 +209,32 @@ def deactivate(p, n_active, network, rates):
     return n_active
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def choose(p, n_chosen, rates, scratch):
+def choose(p, n_chosen, rate, bottleneck, n_stopped, chosen, state, old_rate):
     """Adds piece p to the chosen ones unless it is there. Returns their number."""
-    if scratch.state[p] != 0:
+    if state[p] != 0:
         return n_chosen
-    scratch.state[p] = 3
-    scratch.chosen[n_chosen] = p
-    scratch.old_rate[p] = rates.rate[p]
-    if rates.bottleneck[p] >= 0:
-        rates.n_stopped[rates.bottleneck[p]] -= 1
+    state[p] = 3
+    chosen[n_chosen] = p
+    old_rate[p] = rate[p]
+    if bottleneck[p] >= 0:
+        n_stopped[bottleneck[p]] -= 1
     return n_chosen + 1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def choose_stopped_by(link, n_chosen, network, rates, scratch):
-    """Chooses the pieces whose bottleneck is the link. Returns the number of chosen pieces."""
-    if rates.n_stopped[link] > 0:
-        for m in range(network.start[link], network.start[link] + rates.count[link]):
-            p = rates.piece[m]
-            if rates.bottleneck[p] == link:
-                n_chosen = choose(p, n_chosen, rates, scratch)
+def choose_stopped_by(link, first, end, n_chosen, piece, rate, bottleneck, n_stopped, chosen, state, old_rate):
+    """Chooses the pieces among ``piece[first:end]``, the members of the link, whose bottleneck it is. Returns how many are."""
+    if n_stopped[link] > 0:
+        for m in range(first, end):
+            if bottleneck[piece[m]] == link:
+                n_chosen = choose(piece[m], n_chosen, rate, bottleneck, n_stopped, chosen, state, old_rate)
     return n_chosen
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def _begin(first, last, everything, n_touched, size, network, rates, scratch):
     """The pieces ``chosen[first:last]`` begin to rise and leave their old rates to others.
@@ -259,7 +254,7 @@ def _begin(first, last, everything, n_touched, size, network, rates, scratch):
         scratch.waiting,
         scratch.residual,
     )
-    queue = scratch.queue
+    key, item, position = scratch.key, scratch.item, scratch.position
     for i in range(first, last):
         p = chosen[i]
         state[p] = 1
@@ -282,39 +277,39 @@ def _begin(first, last, everything, n_touched, size, network, rates, scratch):
         for t in range(indptr[p], indptr[p + 1]):
             link = links[t]
             share = max(residual[link], 0.0) / pending[link]
-            at = queue.position[link]
+            at = position[link]
             if at < 0:
                 size += 1
-                place(queue, size, size - 1, share, link)
-            elif share < queue.key[at]:
-                place(queue, size, at, share, link)
+                place(key, item, position, size, size - 1, share, link)
+            elif share < key[at]:
+                place(key, item, position, size, at, share, link)
     return n_touched, size
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def _water_level(link, share, network, rates, scratch):
-    """The share of the link if every piece that keeps its rate were to give up what it has above that share.
+def _water_level(capacity, share, first, end, piece, weight, rate, state):
+    """The share of a link if every piece that keeps its rate were to give up what it has above that share.
 
     Newton steps on the piecewise linear, concave load as a function of the share: they climb to the solution from below.
     """
     while True:
         load = 0.0
         slope = 0.0
-        for m in range(network.start[link], network.start[link] + rates.count[link]):
-            p = rates.piece[m]
-            if scratch.state[p] == 1 or (scratch.state[p] == 0 and rates.rate[p] > share):
-                load += rates.weight[m] * share
-                slope += rates.weight[m]
+        for m in range(first, end):
+            p = piece[m]
+            if state[p] == 1 or (state[p] == 0 and rate[p] > share):
+                load += weight[m] * share
+                slope += weight[m]
             else:
-                load += rates.weight[m] * rates.rate[p]
-        step = (network.capacity[link] - load) / slope
+                load += weight[m] * rate[p]
+        step = (capacity - load) / slope
         if step <= TIE * share:
             return share
         share += step
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def fill(n_chosen, everything, network, rates, scratch):
     """Progressive filling of the chosen pieces, and of all others whose rate has to change with theirs.
@@ -338,7 +333,8 @@ def fill(n_chosen, everything, network, rates, scratch):
     )
     rate, bottleneck, n_stopped, count = rates.rate, rates.bottleneck, rates.n_stopped, rates.count
     piece, member_weight = rates.piece, rates.weight
-    state, old_rate, rising, pending, waiting, residual = (
+    chosen, state, old_rate, rising, pending, waiting, residual = (
+        scratch.chosen,
         scratch.state,
         scratch.old_rate,
         scratch.rising,
@@ -346,16 +342,16 @@ def fill(n_chosen, everything, network, rates, scratch):
         scratch.waiting,
         scratch.residual,
     )
-    queue = scratch.queue
+    key, item, position = scratch.key, scratch.item, scratch.position
     n_touched, size = _begin(0, n_chosen, everything, 0, 0, network, rates, scratch)
     level = 0.0
     n_done = 0
     while n_done < n_chosen:
-        link = queue.item[0]
+        link = item[0]
         if waiting[link] == 0:
-            size = take_first(queue, size)
+            size = take_first(key, item, position, size)
             continue
-        stale = queue.key[0] * (1.0 + TIE)
+        stale = key[0] * (1.0 + TIE)
         share = max(residual[link], 0.0) / pending[link]
         first = start[link]
         end = first + count[link]
@@ -381,16 +377,19 @@ def fill(n_chosen, everything, network, rates, scratch):
             residual[link] = capacity[link] - used
             share = max(residual[link], 0.0) / rising_weight
             if fastest > share * (1.0 + TIE):
-                height = min(_water_level(link, share, network, rates, scratch) * (1.0 + TIE), fastest * (1.0 - TIE))
+                height = min(
+                    _water_level(capacity[link], share, first, end, piece, member_weight, rate, state) * (1.0 + TIE),
+                    fastest * (1.0 - TIE),
+                )
                 for m in range(first, end):
                     p = piece[m]
                     if state[p] == 0 and rate[p] > height:
-                        n_chosen = choose(p, n_chosen, rates, scratch)
+                        n_chosen = choose(p, n_chosen, rate, bottleneck, n_stopped, chosen, state, old_rate)
         if n_chosen == before:
             if share > stale:
-                place(queue, size, 0, share, link)
+                place(key, item, position, size, 0, share, link)
                 continue
-            size = take_first(queue, size)
+            size = take_first(key, item, position, size)
             if share > level * (1.0 + TIE):
                 level = share
             if n_rising < 0:
@@ -412,15 +411,28 @@ def fill(n_chosen, everything, network, rates, scratch):
                     pending[other] -= weight[t]
                     residual[other] -= weight[t] * level
                     if moved and n_stopped[other] > 0:
-                        n_chosen = choose_stopped_by(other, n_chosen, network, rates, scratch)
+                        begin = start[other]
+                        n_chosen = choose_stopped_by(
+                            other,
+                            begin,
+                            begin + count[other],
+                            n_chosen,
+                            piece,
+                            rate,
+                            bottleneck,
+                            n_stopped,
+                            chosen,
+                            state,
+                            old_rate,
+                        )
         if n_chosen > before:
             n_touched, size = _begin(before, n_chosen, everything, n_touched, size, network, rates, scratch)
     for i in range(size):
-        queue.position[queue.item[i]] = -1
+        position[item[i]] = -1
     return n_chosen, n_touched
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def repair(n_chosen, n_active, network, rates, scratch):
     """Makes the rates max-min fair again after pieces came or went. Returns how many pieces changed, listed in ``chosen``.
@@ -473,6 +485,7 @@ def max_min(capacity, indptr, links, weight):
     n_active = 0
     for p in range(n_pieces):
         n_active = activate(p, n_active, network, rates)
-        choose(p, p, rates, scratch)
+        scratch.chosen[p] = p
+        scratch.old_rate[p] = 0.0
     fill(n_pieces, True, network, rates, scratch)
     return rates.rate, rates.bottleneck

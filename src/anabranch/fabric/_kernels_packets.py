@@ -111,6 +111,18 @@ def _may_send(p, piece, packets, window):
 
 @numba.njit(cache=True)
 @typing.no_type_check
+def _save(counters, free, n_heap, next_start, serial, events, packet_hops):
+    """Keeps the state of the loop."""
+    counters[0] = free
+    counters[1] = n_heap
+    counters[2] = next_start
+    counters[3] = serial
+    counters[4] = events
+    counters[5] = packet_hops
+
+
+@numba.njit(cache=True, _nrt=False)
+@typing.no_type_check
 def _simulate(
     fabric, load, rules, waits, packet, link, piece, cache, lanes, heap, arrival, left, gate_count, counters, trace
 ):
@@ -127,11 +139,12 @@ def _simulate(
     waiter_indptr, waiters = waits.waiter_indptr, waits.waiters
     acknowledges = mode == REPS or window < NEVER
     n_lanes = len(lanes)
-    free, n_heap, next_start, serial, events, packet_hops = counters
+    free, n_heap, next_start = counters[0], counters[1], counters[2]
+    serial, events, packet_hops = counters[3], counters[4], counters[5]
     while True:
         if free < 0 or packet[free, NEXT] < 0:
             # An event takes at most one packet from the pool.
-            counters[:] = (free, n_heap, next_start, serial, events, packet_hops)
+            _save(counters, free, n_heap, next_start, serial, events, packet_hops)
             return False
         now = NEVER
         first = NEVER
@@ -356,7 +369,7 @@ def _simulate(
             else:
                 ticks = np.int64(np.rint(size * ticks_per_byte[at]))
                 n_heap = push_event(heap, n_heap, now + ticks, serial, DEPART, at)
-    counters[:] = (free, n_heap, next_start, serial, events, packet_hops)
+    _save(counters, free, n_heap, next_start, serial, events, packet_hops)
     return True
 
 

@@ -7,6 +7,7 @@ steps are separated by barriers.
 
 import csv
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from jaxtyping import Float64, Int32, Int64
 
 from anabranch.fabric._checks import ArrayLike, choice, frozen, integers
 from anabranch.fabric.topology import Topology
-from anabranch.fabric.traffic import Traffic
+from anabranch.fabric.traffic import Traffic, _csv_rows, _number
+
+_COLUMNS = ("flow", "step", "src", "dst", "path", "bytes")
 
 
 class _Loads(ABC):
@@ -176,8 +179,62 @@ class Plan(_Loads):
         )
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("flow", "step", "src", "dst", "path", "bytes"))
+            writer.writerow(_COLUMNS)
             writer.writerows(columns.tolist())
+
+    @classmethod
+    def from_csv(cls, path: str | Path, topology: Topology, traffic: Traffic | None = None) -> "Plan":
+        """Reads what :meth:`to_csv` wrote. O(pieces log pieces).
+
+        Args:
+            path: the file; its lines may be in any order.
+            topology: the fabric of the plan; links may have failed since (see :func:`anabranch.fabric.replan`).
+            traffic: what the plan is for. Without it the flows are those of the file, which has no start times and no groups.
+
+        Raises:
+            ValueError: with the line, for a wrong header, a value that is not a whole number in range, a NIC or path that the
+                fabric does not have, a piece that is not of its flow; for flows without a piece or with other bytes.
+        """
+        lines, rows = [], []
+        for line, row in _csv_rows(Path(path), (_COLUMNS,)):
+            lines.append(line)
+            rows.append([_number(path, line, name, row[name], name == "bytes") for name in _COLUMNS])
+        table = np.array(rows, dtype=np.int64).reshape(-1, len(_COLUMNS))
+        flow, step, src, dst, number, size = table.T
+
+        def refuse(wrong: np.ndarray, what: Callable[[int], str]) -> None:
+            if wrong.any():
+                i = int(np.argmax(wrong))
+                raise ValueError(f"{path}, line {lines[i]}: {what(i)}")
+
+        for name, value, high in (("src", src, topology.n_nics), ("dst", dst, topology.n_nics), ("step", step, 2**31)):
+            refuse(value >= high, lambda i, n=name, v=value, h=high: f"{n} must be < {h}, got {v[i]}")  # type: ignore[misc]
+        refuse(src == dst, lambda i: f"dst must differ from src, got {dst[i]} for both")
+        refuse(
+            number >= topology.n_paths(src, dst),
+            lambda i: f"path must be < {topology.n_paths(src[i], dst[i])[0]} from NIC {src[i]} to {dst[i]}, got {number[i]}",
+        )
+        if traffic is None:
+            found, first, count = np.unique(flow, return_index=True, return_counts=True)
+            gap = np.flatnonzero(found != np.arange(len(found)))
+            if len(gap):
+                raise ValueError(f"{path}: flows must run from 0 without gaps, flow {gap[0]} is missing")
+            ends = table[first, 1:4]
+            order = np.argsort(flow, kind="stable")
+            sums = np.add.reduceat(size[order], np.cumsum(count) - count) if len(count) else size
+            traffic = Traffic(ends[:, 1], ends[:, 2], sums, ends[:, 0])
+        refuse(flow >= traffic.n_flows, lambda i: f"flow must be < {traffic.n_flows}, got {flow[i]}")
+        expected = np.stack([traffic.step, traffic.src, traffic.dst], axis=1)
+        refuse(
+            (table[:, 1:4] != expected[flow]).any(axis=1),
+            lambda i: "step, src, dst must be {}, {}, {} as elsewhere in flow {}, got {}, {}, {}".format(
+                *expected[flow[i]], flow[i], *table[i, 1:4]
+            ),
+        )
+        try:
+            return cls(topology, traffic, flow, number.astype(np.int32), size)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
