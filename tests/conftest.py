@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 from support import ROOT, CommandLine
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 install_import_hook(["anabranch.fabric"], "beartype.beartype")
 
 

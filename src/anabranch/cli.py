@@ -69,11 +69,7 @@ app = typer.Typer(
     help="Papers that run: find a paper, run it, and hold it against its own claims.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-papers_app = typer.Typer(
-    cls=SearchGroup,
-    help="Find papers: `anabranch papers [QUERY]` searches, `papers new SLUG` starts one.",
-    invoke_without_command=True,
-)
+papers_app = typer.Typer(cls=SearchGroup, invoke_without_command=True)
 app.add_typer(papers_app, name="papers")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -100,7 +96,7 @@ def _papers() -> None:
     """Find papers: `anabranch papers [QUERY]` searches, `papers new SLUG` starts one."""
 
 
-@papers_app.command("search", hidden=True)
+@papers_app.command("search")
 def papers_search(
     query: Annotated[list[str] | None, typer.Argument(help="Words to look for; all papers without.")] = None,
     runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that run here.")] = False,
@@ -242,16 +238,7 @@ def check(
                 write=write,
                 listener_for=views.next,
             )
-        console.print(
-            terminal.claims_table(paper.claims, {v.claim: v for v in outcome.verdicts}, title=f"Claims of {slug}")
-        )
-        for crashed in outcome.crashed:
-            console.print(f"[red]seed {crashed.seed} {crashed.state}[/]: {crashed.error or 'no end was written'}")
-            console.print(f"folder  {crashed.folder}", soft_wrap=True)
-        for name in outcome.worse_than_committed:
-            console.print(f"[red]worse than the committed result:[/] {name}")
-        if outcome.written:
-            console.print(f"result  {_near(outcome.written)}", soft_wrap=True)
+        terminal.print_check_end(console, outcome, _near(outcome.written) if outcome.written else None)
         found.append(outcome.result or {"slug": slug, "claims": []})
         codes.append(outcome.exit_code(strict=strict))
     if as_json:
@@ -272,16 +259,7 @@ def list_runs(
         discover.find_paper(slug)
     found = runs.list_runs(slug)[-limit:]
     if as_json:
-        _print_json(
-            [
-                {
-                    "id": r.id, "slug": r.slug, "scale": r.scale, "seed": r.seed, "state": r.state, "seconds": r.elapsed_s,
-                    "folder": str(r.folder), "error": r.error, "measures": {m.name: m.value for m in r.measures.values()},
-                    "verdicts": {name: event["outcome"] for name, event in r.verdicts.items()},
-                }
-                for r in found
-            ]
-        )  # fmt: skip
+        _print_json([run.as_dict() for run in found])
     elif not found:
         typer.echo("no runs yet; `anabranch run SLUG` makes one")
     else:

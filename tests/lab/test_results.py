@@ -183,7 +183,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _forget() -> None:
     from anabranch.lab import code
 
-    for function in (code.code_hash, code.imported_modules, code._parse):
+    for function in (code.code_hash, code.imported_modules, code._source, code._root):
         function.cache_clear()
 
 

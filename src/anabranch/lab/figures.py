@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,3 +61,53 @@ def render(figure: Figure) -> dict[str, bytes]:
             figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
             rendered[kind] = buffer.getvalue()
     return rendered
+
+
+def plot_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log: str = "",
+    lines: bool = True,
+    from_zero: bool = False,
+    axes: Any = None,
+) -> Figure:
+    """A figure of named curves ``name -> (xs, ys)``; names keep their color and marker by their order.
+
+    Args:
+        log: the axes on a logarithmic scale, ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+        lines: join the points.
+        from_zero: let the y axis begin at zero.
+        axes: draw there instead of in a figure of its own.
+    """
+    figure = None
+    if axes is None:
+        figure, axes = new_figure()
+    for index, (name, (xs, ys)) in enumerate(curves.items()):
+        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "alpha": 0.9}
+        axes.plot(xs, ys, linestyle="-" if lines else "none", label=name, **style)
+    axes.set(xlabel=x, ylabel=y, **{f"{axis}scale": "log" for axis in log})
+    # Texts take their style when they are made, not from the style of the figure.
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=STYLE["axes.titlesize"])
+    places = sorted({value for xs, _ in curves.values() for value in xs})
+    if "x" in log and lines and len(places) <= 8:
+        axes.set_xticks(places, [f"{value:,g}" for value in places])
+        axes.minorticks_off()
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure if figure is not None else axes.figure
+
+
+def curves_of(
+    rows: Sequence[Mapping[str, Any]], x: str, names: Sequence[str], *, unit: float = 1.0
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Columns ``names`` of a table over its column ``x``, for :func:`plot_curves`; rows without a value are left out.
+
+    Args:
+        unit: the values are divided by it, e.g. 1e-3 for milliseconds.
+    """
+    found = {name: [row for row in rows if row.get(name) is not None] for name in names}
+    return {name: ([row[x] for row in having], [row[name] / unit for row in having]) for name, having in found.items()}

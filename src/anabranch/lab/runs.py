@@ -147,6 +147,21 @@ class Run:
     def warnings(self) -> list[str]:
         return [str(e["text"]) for e in self._of("warning")]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The run in short, for a script."""
+        return {
+            "id": self.id,
+            "slug": self.slug,
+            "scale": self.scale,
+            "seed": self.seed,
+            "state": self.state,
+            "seconds": self.elapsed_s,
+            "folder": str(self.folder),
+            "error": self.error,
+            "measures": {measure.name: measure.value for measure in self.measures.values()},
+            "verdicts": {name: event["outcome"] for name, event in self.verdicts.items()},
+        }
+
     def _of(self, type_: str) -> Iterator[Event]:
         return (e for e in self.events if e["type"] == type_)
 

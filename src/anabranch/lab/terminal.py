@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anabranch.lab.checking import Check
 from anabranch.lab.contract import Claim, Paper
 from anabranch.lab.events import Event
 from anabranch.lab.execution import Request
@@ -181,6 +182,19 @@ def print_run_end(console: Console, paper: Paper, run: Run, report: str | None) 
     if report:
         console.print(f"report  {report}", soft_wrap=True)
     console.print(f"folder  {run.folder}", soft_wrap=True)
+
+
+def print_check_end(console: Console, outcome: Check, written: str | None) -> None:
+    """What a check found: claims, crashes, verdicts that got worse, where the result is."""
+    verdicts = {verdict.claim: verdict for verdict in outcome.verdicts}
+    console.print(claims_table(outcome.paper.claims, verdicts, title=f"Claims of {outcome.paper.slug}"))
+    for run in outcome.crashed:
+        console.print(f"[red]seed {run.seed} {run.state}[/]: {escape(run.error or 'no end was written')}")
+        console.print(f"folder  {run.folder}", soft_wrap=True)
+    for name in outcome.worse_than_committed:
+        console.print(f"[red]worse than the committed result:[/] {name}")
+    if written:
+        console.print(f"result  {written}", soft_wrap=True)
 
 
 def runs_table(runs: Iterable[Run]) -> Table:

@@ -191,7 +191,7 @@ def format_number(value: float) -> str:
     """About four significant digits, without an exponent where a person would not use one."""
     if value == 0:
         return "0"
-    if 1e-4 <= abs(value) < 1e6:
+    if 1e-4 <= abs(value) < 1e9:
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
         if "e" not in text:
             return text
