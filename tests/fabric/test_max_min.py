@@ -7,16 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from anabranch.fabric import max_min_rates
-from anabranch.fabric._kernels_max_min import (
-    activate,
-    choose,
-    choose_stopped_by,
-    deactivate,
-    make_network,
-    make_rates,
-    make_scratch,
-    repair,
-)
+from anabranch.fabric._kernels_max_min import choose, choose_stopped_by, repair
+from anabranch.fabric._kernels_rates import activate, deactivate, make_network, make_rates, make_scratch
 
 
 def csr(pieces: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +70,23 @@ def instances(draw: st.DrawFn, most_pieces: int = 30, weighted: bool = False):
     return capacity, indptr, links, weight
 
 
+def change(network, rates, scratch, n_active: int, going: list[int], coming: list[int]) -> int:
+    """Pieces leave and come at one moment, as the fluid simulation does it. Returns the number of active pieces."""
+    tables = (rates.rate, rates.bottleneck, rates.n_stopped, scratch.chosen, scratch.state, scratch.old_rate)
+    n_chosen = 0
+    for p in going:
+        n_active = deactivate(p, n_active, network, rates)
+    for p in going:
+        for link in network.links[network.indptr[p] : network.indptr[p + 1]]:
+            first = network.start[link]
+            n_chosen = choose_stopped_by(link, first, first + rates.n_members[link], n_chosen, rates.piece, *tables)
+    for p in coming:
+        n_active = activate(p, n_active, network, rates)
+        n_chosen = choose(p, n_chosen, *tables)
+    repair(n_chosen, n_active, network, rates, scratch)
+    return n_active
+
+
 def test_line_where_all_get_half():
     assert max_min_rates(np.ones(2), *csr([[0, 1], [0], [1]])).tolist() == [0.5, 0.5, 0.5]
 
@@ -108,7 +117,7 @@ def test_a_multiplicity_is_as_many_pieces():
 
 
 def test_pieces_without_links_and_no_pieces():
-    assert max_min_rates(np.ones(1), np.array([0, 0, 1, 1]), np.array([0])).tolist() == [np.inf, 1.0, np.inf]
+    assert max_min_rates([1.0], [0, 0, 1, 1], [0]).tolist() == [np.inf, 1.0, np.inf]
     assert max_min_rates(np.ones(3), np.array([0]), np.zeros(0, dtype=np.int32)).shape == (0,)
 
 
@@ -151,17 +160,8 @@ def test_repair_finds_the_rates_of_a_fresh_filling(instance, data):
     for _ in range(8):
         coming = data.draw(st.sets(st.integers(0, n_pieces - 1), max_size=6)) - active
         going = data.draw(st.sets(st.sampled_from(sorted(active)), max_size=4)) if active else set()
-        n_chosen = 0
-        for p in sorted(going):
-            n_active = deactivate(p, n_active, network, rates)
-        for p in sorted(going):
-            for link in links[indptr[p] : indptr[p + 1]]:
-                n_chosen = choose_stopped_by(link, n_chosen, network, rates, scratch)
-        for p in sorted(coming):
-            n_active = activate(p, n_active, network, rates)
-            n_chosen = choose(p, n_chosen, rates, scratch)
+        n_active = change(network, rates, scratch, n_active, sorted(going), sorted(coming))
         active = (active - going) | coming
-        repair(n_chosen, n_active, network, rates, scratch)
         now = sorted(active)
         assert n_active == len(now)
         touches = [np.arange(indptr[p], indptr[p + 1]) for p in now]
@@ -185,21 +185,11 @@ def test_repair_on_a_large_instance():
     capacity = generator.choice([1.0, 2.0, 4.0], 2 * n + 2 * (n // hosts) * spines)
     network = make_network(capacity, indptr, links, np.ones(len(links)))
     rates, scratch = make_rates(network), make_scratch(network)
-    n_active = n_chosen = 0
-    for p in range(len(src)):
-        n_active = activate(p, n_active, network, rates)
-        n_chosen = choose(p, n_chosen, rates, scratch)
-    repair(n_chosen, n_active, network, rates, scratch)
+    n_active = change(network, rates, scratch, 0, [], list(range(len(src))))
     left = generator.permutation(len(src))
     for batch in range(30):
         going, left = left[:50], left[50:]
-        for p in going:
-            n_active = deactivate(p, n_active, network, rates)
-        n_chosen = 0
-        for p in going:
-            for link in links[4 * p : 4 * p + 4]:
-                n_chosen = choose_stopped_by(link, n_chosen, network, rates, scratch)
-        repair(n_chosen, n_active, network, rates, scratch)
+        n_active = change(network, rates, scratch, n_active, going.tolist(), [])
         if batch % 10 == 9:
             now = np.sort(left)
             fresh = max_min_rates(capacity, np.arange(0, 4 * len(now) + 1, 4), links.reshape(-1, 4)[now].ravel())

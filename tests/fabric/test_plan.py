@@ -145,3 +145,82 @@ def test_wrong_pieces_are_refused(pieces, message):
     parent, path, size = (np.array(column) for column in pieces)
     with pytest.raises(ValueError, match=message):
         Plan(LeafSpine(2, 2, 2), Traffic([0, 1], [2, 3], [10, 20]), parent, path.astype(np.int32), size)
+
+
+def written(tmp_path, text):
+    file = tmp_path / "paths.csv"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("fabric", FABRICS, ids=repr)
+@pytest.mark.parametrize("timed", [False, True])
+def test_csv_is_read_as_it_was_written(tmp_path, fabric, timed):
+    traffic = random_traffic(fabric, 5)
+    if timed:
+        starts = np.random.default_rng(0).random(traffic.n_flows)
+        traffic = Traffic(traffic.src, traffic.dst, traffic.size_bytes, traffic.step, start_s=starts)
+    file = tmp_path / "paths.csv"
+    for plan in (plan_ecmp(fabric, traffic, split=2, seed=0), plan_konig(fabric, traffic)):
+        plan.to_csv(file)
+        for given in (None, traffic):
+            read = Plan.from_csv(file, fabric, given)
+            for name in ("parent", "path", "size_bytes"):
+                assert np.array_equal(getattr(read, name), getattr(plan, name))
+            for name in ("src", "dst", "size_bytes", "step"):
+                assert np.array_equal(getattr(read.traffic, name), getattr(traffic, name))
+            assert (read.traffic.start_s is None) == (not timed)
+            assert not timed or np.array_equal(read.traffic.start_s, traffic.start_s)
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([header, *lines[::-1]]))  # any order
+    assert sorted(Plan.from_csv(file, fabric, traffic).path) == sorted(plan.path)
+
+
+def test_a_csv_without_pieces_is_an_empty_plan(tmp_path):
+    file = written(tmp_path, "flow,step,src,dst,path,bytes\n")
+    plan = Plan.from_csv(file, LeafSpine(2, 2, 2))
+    assert plan.n_pieces == plan.traffic.n_flows == 0
+
+
+HEADER = "flow,step,src,dst,path,bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "header must be flow,step,src,dst,path,bytes or flow,step,src,dst,path,bytes,start_s, got an empty file"),
+        ("flow,src,dst,path,bytes\n", "line 1: header must be"),
+        (HEADER + "0,0,0,2,0\n", "line 2: expected 6 fields"),
+        (HEADER + "0,0,0,2,0,0\n", "line 2: bytes must be a whole number >= 1, got '0'"),
+        (HEADER + "0,0,0,2,-1,5\n", "line 2: path must be a whole number >= 0, got '-1'"),
+        (HEADER + "0,0,0,2,0,5\n1,0,4,2,0,5\n", "line 3: src must be < 4, the NICs of the fabric, got 4"),
+        (HEADER + "0,0,0,9,0,5\n", "line 2: dst must be < 4, the NICs of the fabric, got 9"),
+        (HEADER + "0,0,2,2,0,5\n", "line 2: dst must differ from src, got 2 for both"),
+        (HEADER + "0,3000000000,0,2,0,5\n", "line 2: step must be <= 2147483647, got 3000000000"),
+        (HEADER + "0,0,0,2,1,5\n\n0,0,0,2,3,5\n", "line 4: path must be < 3 from NIC 0 to 2, got 3"),
+        (HEADER + "0,0,0,1,1,5\n", "line 2: path must be < 1 from NIC 0 to 1, got 1"),
+        (HEADER + "0,0,0,2,0,5\n0,0,1,2,0,5\n", r"line 3: step, src, dst of flow 0 must be [0, 0, 2], got [0, 1, 2]"),
+        (HEADER + "0,0,0,2,0,5\n2,0,1,2,0,5\n", "flows must be numbered from 0 without gaps, flow 1 is missing"),
+        (HEADER + "1000000000000,0,0,2,0,5\n", "flows must be numbered from 0 without gaps, flow 0 is missing"),
+        (HEADER[:-1] + ",start_s\n0,0,0,2,0,5,1\n0,0,0,2,1,5,2\n", "line 3: start_s must be 1.0 as elsewhere, got 2.0"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_the_line(tmp_path, text, message):
+    with pytest.raises(ValueError) as error:
+        Plan.from_csv(written(tmp_path, text), LeafSpine(2, 3, 2))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,0,0,2,0,10\n2,0,1,3,0,20\n", "line 3: flow must be < 2, the flows of the traffic, got 2"),
+        ("0,0,0,2,0,10\n1,0,1,2,0,20\n", "line 3: step, src, dst of flow 1 must be [0, 1, 3], got [0, 1, 2]"),
+        ("0,0,0,2,0,10\n1,0,1,3,0,19\n", "size_bytes of the pieces of flow 1 must add up to 20, got 19"),
+        ("0,0,0,2,0,10\n", "size_bytes of the pieces of flow 1 must add up to 20, got 0"),
+    ],
+)
+def test_a_csv_of_other_traffic_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError) as error:
+        Plan.from_csv(written(tmp_path, HEADER + text), LeafSpine(2, 2, 2), Traffic([0, 1], [2, 3], [10, 20]))
+    assert message in str(error.value)

@@ -77,9 +77,37 @@ __all__ = [
     "write_path_table",
 ]
 
-# Simulators.
+# Simulators, and files for other simulators.
+from anabranch.fabric.astra import (
+    AstraNetwork,
+    astra_logical_topology,
+    astra_network,
+    astra_system,
+    read_astra_network,
+)
 from anabranch.fabric.fluid import FluidResult, simulate_fluid
 from anabranch.fabric.max_min import max_min_rates
+from anabranch.fabric.ns3 import (
+    read_ns3_flows,
+    read_ns3_topology,
+    write_ns3_flows,
+    write_ns3_topology,
+)
 from anabranch.fabric.packets import PacketResult, simulate_packets
 
-__all__ += ["FluidResult", "PacketResult", "max_min_rates", "simulate_fluid", "simulate_packets"]
+__all__ += [
+    "AstraNetwork",
+    "FluidResult",
+    "PacketResult",
+    "astra_logical_topology",
+    "astra_network",
+    "astra_system",
+    "max_min_rates",
+    "read_astra_network",
+    "read_ns3_flows",
+    "read_ns3_topology",
+    "simulate_fluid",
+    "simulate_packets",
+    "write_ns3_flows",
+    "write_ns3_topology",
+]

@@ -5,17 +5,14 @@ import typing
 import numba
 import numpy as np
 
-from anabranch.fabric._kernels_max_min import (
-    TIE,
+from anabranch.fabric._kernels_max_min import TIE, choose, choose_stopped_by, repair
+from anabranch.fabric._kernels_rates import (
     activate,
-    choose,
-    choose_stopped_by,
     deactivate,
     make_network,
     make_rates,
     make_scratch,
     place,
-    repair,
     take_first,
 )
 
@@ -36,7 +33,7 @@ class Waits(typing.NamedTuple):
     waiters: np.ndarray  # flows that wait for each gate
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
 def _open_gate(gate, waits, count, gate_s, start_s, key, item, position, size):
     """One thing that the gate waits for has ended; if it was the last, lets its flows start. Returns the heap size."""
@@ -55,41 +52,58 @@ def _open_gate(gate, waits, count, gate_s, start_s, key, item, position, size):
     return size
 
 
-@numba.njit(cache=True)
-@typing.no_type_check
-def run_fluid(
-    capacity, indptr, links, weight, size_bytes, latency_s, piece_indptr, pieces, flow_of, start_s, order, waits
-):
-    """Simulates until every piece has ended.
+class Pieces(typing.NamedTuple):
+    """What is sent: pieces of flow f are ``pieces[piece_indptr[f]:piece_indptr[f + 1]]``."""
 
-    Pieces of flow f are ``pieces[piece_indptr[f]:piece_indptr[f + 1]]``; ``order`` lists the flows without a gate by ascending
-    start. Returns (arrival of the last byte of each flow, events, rates that changed, summed over events).
-    """
-    n_pieces, n_flows = len(indptr) - 1, len(start_s)
-    network = make_network(capacity, indptr, links, weight)
-    rates = make_rates(network)
-    scratch = make_scratch(network)
-    # Two heaps: pieces by their end, and flows whose gate has opened by their start.
-    end_key, end_piece, end_at = np.empty(n_pieces), np.empty(n_pieces, np.int32), np.full(n_pieces, -1, np.int32)
-    start_key, start_flow, start_at = np.empty(n_flows), np.empty(n_flows, np.int32), np.full(n_flows, -1, np.int32)
-    queued = 0
-    remaining = size_bytes.copy()
-    since = np.zeros(n_pieces)
-    left = np.diff(piece_indptr)
-    arrival_s = np.zeros(n_flows)
-    gate_s = np.zeros(len(waits.gate_count))
-    count = waits.gate_count.copy()
-    n_starts = 0
-    # Fields are named once: numba would count a reference at each use.
+    size_bytes: np.ndarray  # [pieces]
+    latency_s: np.ndarray  # [pieces]
+    flow_of: np.ndarray  # [pieces]
+    piece_indptr: np.ndarray  # [flows + 1]
+    pieces: np.ndarray  # [pieces]
+    start_s: np.ndarray  # [flows]
+    order: np.ndarray  # flows without a gate by ascending start
+
+
+class Progress(typing.NamedTuple):
+    """What changes, but for the rates. Two heaps: pieces by their end, and flows whose gate has opened by their start."""
+
+    remaining: np.ndarray  # [pieces]: bytes left at ``since``
+    since: np.ndarray  # [pieces]
+    left: np.ndarray  # [flows]: pieces that have not ended
+    arrival_s: np.ndarray  # [flows]
+    gate_s: np.ndarray  # [gates]
+    gate_count: np.ndarray  # [gates]
+    ended: np.ndarray  # [pieces]: scratch
+    end_key: np.ndarray  # [pieces]
+    end_piece: np.ndarray  # [pieces]
+    end_at: np.ndarray  # [pieces]
+    start_key: np.ndarray  # [flows]
+    start_flow: np.ndarray  # [flows]
+    start_at: np.ndarray  # [flows]
+
+
+@numba.njit(cache=True, _nrt=False)
+@typing.no_type_check
+def _simulate(what, waits, progress, network, rates, scratch):
+    """Runs from event to event until every piece has ended. Returns (events, rates that changed, summed over events)."""
+    _, latency_s, flow_of, piece_indptr, pieces, start_s, order = what
+    remaining, since, left, arrival_s, gate_s, count, ended = (
+        progress.remaining,
+        progress.since,
+        progress.left,
+        progress.arrival_s,
+        progress.gate_s,
+        progress.gate_count,
+        progress.ended,
+    )
+    end_key, end_piece, end_at = progress.end_key, progress.end_piece, progress.end_at
+    start_key, start_flow, start_at = progress.start_key, progress.start_flow, progress.start_at
+    indptr, links = network.indptr, network.links
     chosen, state, old_rate = scratch.chosen, scratch.state, scratch.old_rate
     rate, bottleneck, n_stopped = rates.rate, rates.bottleneck, rates.n_stopped
-    member, member_count, member_start = rates.piece, rates.count, network.start
+    member, member_count, member_start = rates.piece, rates.n_members, network.start
     feed_indptr, feed = waits.feed_indptr, waits.feed
-    ended = np.empty(n_pieces, np.int32)
-    next_start = 0
-    n_active = 0
-    events = 0
-    work = 0
+    queued = n_starts = next_start = n_active = events = work = np.int64(0)
     while True:
         now = np.inf
         if queued > 0:
@@ -110,7 +124,7 @@ def run_fluid(
             queued = take_first(end_key, end_piece, end_at, queued)
         for i in range(gone):
             n_active = deactivate(ended[i], n_active, network, rates)
-        n_chosen = 0
+        n_chosen = np.int64(0)
         for i in range(gone):
             p = ended[i]
             for t in range(indptr[p], indptr[p + 1]):
@@ -166,4 +180,32 @@ def run_fluid(
                 place(end_key, end_piece, end_at, queued, queued - 1, end, p)
             else:
                 place(end_key, end_piece, end_at, queued, end_at[p], end, p)
-    return arrival_s, events, work
+    return events, work
+
+
+def run_fluid(
+    capacity: np.ndarray, indptr: np.ndarray, links: np.ndarray, weight: np.ndarray, what: Pieces, waits: Waits
+) -> tuple[np.ndarray, int, int]:
+    """Simulates until every piece has ended.
+
+    Returns (arrival of the last byte of each flow, events, rates that changed, summed over events).
+    """
+    n_pieces, n_flows = len(indptr) - 1, len(what.start_s)
+    network = make_network(capacity, indptr, links, weight)
+    progress = Progress(
+        what.size_bytes.copy(),
+        np.zeros(n_pieces),
+        np.diff(what.piece_indptr),
+        np.zeros(n_flows),
+        np.zeros(len(waits.gate_count)),
+        waits.gate_count.copy(),
+        np.empty(n_pieces, np.int32),
+        np.empty(n_pieces),
+        np.empty(n_pieces, np.int32),
+        np.full(n_pieces, -1, np.int32),
+        np.empty(n_flows),
+        np.empty(n_flows, np.int32),
+        np.full(n_flows, -1, np.int32),
+    )
+    events, work = _simulate(what, waits, progress, network, make_rates(network), make_scratch(network))
+    return progress.arrival_s, events, work

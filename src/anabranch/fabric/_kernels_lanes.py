@@ -4,7 +4,8 @@ Almost every event of a packet simulation happens a constant delay after the eve
 on a link of a given rate, the latency of a link, the way back of an acknowledgement. Events of one delay are created in the
 order in which they happen, so each delay has a *lane*, a plain first-in first-out list, and the next event is the earliest
 head among a handful of lanes: O(1) an event, where a heap of all events needs O(log n). What has another delay (the short last
-packet of a piece, starts, timeouts) goes through a heap. Of events at one time, the one that was caused first comes first.
+packet of a piece, starts, timeouts) goes through a heap. Of events at one time, the one with the smallest serial number comes
+first.
 
 Lists run through the tables of what they hold: columns 0 to 2 of a packet's or link's row are the time and the serial number of
 its next event, and the row that follows it.

@@ -1,9 +1,10 @@
 """Compiled kernels for exact max-min fair rates: progressive filling of all pieces, and local repair after a change.
 
-A *piece* has a rate; a *touch* is one (piece, link) pair with a weight, the part of the piece's rate that the link
-carries (1 on an ordinary path). A rate vector is max-min fair if and only if every piece has a *bottleneck*: a full link
-on which no piece has a higher rate (Bertsekas and Gallager, Data Networks, 6.5.2). Filling finds one for every piece; repair
-keeps the rates of the pieces whose bottleneck still is one.
+A rate vector is max-min fair if and only if every piece has a *bottleneck*: a full link on which no piece has a higher rate
+(Bertsekas and Gallager, Data Networks, 6.5.2). Filling finds one for every piece; repair keeps the rates of the pieces whose
+bottleneck still is one.
+
+Functions that are called for single pieces or links take arrays, as tuples of arrays would be copied at each call.
 """
 
 import typing
@@ -11,202 +12,12 @@ import typing
 import numba
 import numpy as np
 
+from anabranch.fabric._kernels_rates import activate, place, take_first
+
 TIE = 1e-12
 """Two shares closer than this, relatively, are one."""
 SAME_RATE = 1e-14
 """A rate that moved less than this, relatively, has not moved."""
-
-
-class Network(typing.NamedTuple):
-    """What does not change: the touches of piece p are indptr[p]:indptr[p + 1], those of link l start[l]:start[l + 1]."""
-
-    capacity: np.ndarray  # [links]
-    indptr: np.ndarray  # [pieces + 1]
-    links: np.ndarray  # [touches]
-    weight: np.ndarray  # [touches]
-    start: np.ndarray  # [links + 1]
-
-
-class Rates(typing.NamedTuple):
-    """Which pieces are active, and their rates."""
-
-    rate: np.ndarray  # [pieces]
-    bottleneck: np.ndarray  # [pieces]: the link that stopped the piece, or -1
-    active: np.ndarray  # [pieces]: ids of the active pieces, in no order
-    place: np.ndarray  # [pieces]: where a piece stands in active, or -1
-    count: np.ndarray  # [links]: active touches of the link
-    members: np.ndarray  # [touches]: those of link l are members[start[l] : start[l] + count[l]]
-    piece: np.ndarray  # [touches]: the piece of each member
-    weight: np.ndarray  # [touches]: the weight of each member
-    slot: np.ndarray  # [touches]: where a touch stands in members
-    load: np.ndarray  # [links]: sum of weight times rate
-    n_stopped: np.ndarray  # [links]: active pieces, not chosen, whose bottleneck is the link
-
-
-class Scratch(typing.NamedTuple):
-    """Working memory of filling; zero between calls where it says so."""
-
-    chosen: np.ndarray  # [pieces]: ids of the pieces whose rate is being found
-    state: np.ndarray  # [pieces]: 0 keeps its rate, 1 rises, 2 was stopped, 3 will rise (zero between calls)
-    old_rate: np.ndarray  # [pieces]
-    pending: np.ndarray  # [links]: weight of the rising touches
-    waiting: np.ndarray  # [links]: number of rising touches (zero between calls)
-    residual: np.ndarray  # [links]: capacity not used by anything that does not rise
-    seen: np.ndarray  # [links]: 1 if a chosen piece touches the link (zero between calls)
-    touched: np.ndarray  # [links]: ids of these links
-    rising: np.ndarray  # [most members of a link]: those that rise
-    key: np.ndarray  # [links]: heap of links by share; see ``place``
-    item: np.ndarray  # [links]
-    position: np.ndarray  # [links]
-
-
-@numba.njit(cache=True)
-@typing.no_type_check
-def make_network(capacity, indptr, links, weight):
-    """Counts where the touches of every link start."""
-    start = np.zeros(len(capacity) + 1, np.int64)
-    for p in range(len(indptr) - 1):
-        for t in range(indptr[p], indptr[p + 1]):
-            start[links[t] + 1] += 1
-    for i in range(len(capacity)):
-        start[i + 1] += start[i]
-    return Network(capacity, indptr, links, weight, start)
-
-
-@numba.njit(cache=True)
-@typing.no_type_check
-def make_rates(network):
-    """No piece active."""
-    n_links, n_pieces, n_touches = len(network.capacity), len(network.indptr) - 1, len(network.links)
-    return Rates(
-        np.zeros(n_pieces),
-        np.full(n_pieces, -1, np.int32),
-        np.empty(n_pieces, np.int32),
-        np.full(n_pieces, -1, np.int32),
-        np.zeros(n_links, np.int64),
-        np.empty(n_touches, np.int64),
-        np.empty(n_touches, np.int32),
-        np.empty(n_touches),
-        np.empty(n_touches, np.int64),
-        np.zeros(n_links),
-        np.zeros(n_links, np.int64),
-    )
-
-
-@numba.njit(cache=True)
-@typing.no_type_check
-def make_scratch(network):
-    """Working memory for this network."""
-    n_links, n_pieces = len(network.capacity), len(network.indptr) - 1
-    return Scratch(
-        np.empty(n_pieces, np.int32),
-        np.zeros(n_pieces, np.uint8),
-        np.empty(n_pieces),
-        np.empty(n_links),
-        np.zeros(n_links, np.int64),
-        np.empty(n_links),
-        np.zeros(n_links, np.uint8),
-        np.empty(n_links, np.int32),
-        np.empty(np.max(np.diff(network.start)), np.int32),
-        np.empty(n_links),
-        np.empty(n_links, np.int32),
-        np.full(n_links, -1, np.int32),
-    )
-
-
-# Functions that are called for single pieces or links take arrays, not tuples of arrays: those numba would unpack, and count
-# references to, at each call.
-
-
-@numba.njit(cache=True, _nrt=False)
-@typing.no_type_check
-def place(key, item, position, size, i, new_key, new_item):
-    """Puts an item at position i of a binary heap, or where it belongs from there.
-
-    ``key[i]`` and ``item[i]`` are what stands at position i of ``size``; ``position`` of an item that is not there is -1.
-    """
-    start = i
-    while i > 0:
-        parent = (i - 1) >> 1
-        if key[parent] <= new_key:
-            break
-        key[i] = key[parent]
-        item[i] = item[parent]
-        position[item[i]] = i
-        i = parent
-    if i == start:
-        while True:
-            child = 2 * i + 1
-            if child >= size:
-                break
-            if child + 1 < size and key[child + 1] < key[child]:
-                child += 1
-            if new_key <= key[child]:
-                break
-            key[i] = key[child]
-            item[i] = item[child]
-            position[item[i]] = i
-            i = child
-    key[i] = new_key
-    item[i] = new_item
-    position[new_item] = i
-
-
-@numba.njit(cache=True, _nrt=False)
-@typing.no_type_check
-def take_first(key, item, position, size):
-    """Removes the item with the smallest key. Returns the new size."""
-    position[item[0]] = -1
-    size -= 1
-    if size > 0:
-        place(key, item, position, size, 0, key[size], item[size])
-    return size
-
-
-@numba.njit(cache=True, _nrt=False)
-@typing.no_type_check
-def activate(p, n_active, network, rates):
-    """Adds piece p with rate 0. Returns the new number of active pieces."""
-    rates.active[n_active] = p
-    rates.place[p] = n_active
-    rates.rate[p] = 0.0
-    rates.bottleneck[p] = -1
-    for t in range(network.indptr[p], network.indptr[p + 1]):
-        link = network.links[t]
-        at = network.start[link] + rates.count[link]
-        rates.members[at] = t
-        rates.piece[at] = p
-        rates.weight[at] = network.weight[t]
-        rates.slot[t] = at
-        rates.count[link] += 1
-    return n_active + 1
-
-
-@numba.njit(cache=True, _nrt=False)
-@typing.no_type_check
-def deactivate(p, n_active, network, rates):
-    """Removes piece p; the last member of each list fills the hole. Returns the new number of active pieces."""
-    n_active -= 1
-    last_piece = rates.active[n_active]
-    rates.active[rates.place[p]] = last_piece
-    rates.place[last_piece] = rates.place[p]
-    rates.place[p] = -1
-    rates.n_stopped[rates.bottleneck[p]] -= 1
-    for t in range(network.indptr[p], network.indptr[p + 1]):
-        link = network.links[t]
-        rates.count[link] -= 1
-        end = network.start[link] + rates.count[link]
-        at = rates.slot[t]
-        last = rates.members[end]
-        rates.members[at] = last
-        rates.piece[at] = rates.piece[end]
-        rates.weight[at] = rates.weight[end]
-        rates.slot[last] = at
-        rates.load[link] -= network.weight[t] * rates.rate[p]
-        if rates.count[link] == 0:
-            rates.load[link] = 0.0
-    rates.rate[p] = 0.0
-    return n_active
 
 
 @numba.njit(cache=True, _nrt=False)
@@ -315,10 +126,10 @@ def fill(n_chosen, everything, network, rates, scratch):
     """Progressive filling of the chosen pieces, and of all others whose rate has to change with theirs.
 
     The chosen pieces rise together from 0; the other active pieces keep their rates for now. Links are taken by ascending
-    share (room over rising weight); shares within TIE of each other are one. The link with the smallest share stops its rising
-    pieces, unless pieces that keep their rate are above it: then those above the link's water level begin to rise too. When a piece
-    is stopped at a rate that is not its old one, the pieces whose bottleneck is another link of it begin to rise. As both happen
-    in the order of rates, no piece rises too late, and at the end every piece has a bottleneck.
+    share (room over rising weight); shares within TIE of each other are one. The link with the smallest share stops its
+    rising pieces, unless pieces that keep their rate are above it: then those above the link's water level begin to rise
+    too. When a piece is stopped at a rate that is not its old one, the pieces whose bottleneck is another link of it begin to
+    rise. As both happen in the order of rates, no piece rises too late, and at the end every piece has a bottleneck (ours).
 
     Shares of rising pieces only grow while others are stopped, so keys in the heap may lag behind. O(touches log links) over
     the pieces that rose, plus the members of the links that stopped them. Returns (pieces chosen, links touched).
@@ -331,7 +142,7 @@ def fill(n_chosen, everything, network, rates, scratch):
         network.capacity,
         network.start,
     )
-    rate, bottleneck, n_stopped, count = rates.rate, rates.bottleneck, rates.n_stopped, rates.count
+    rate, bottleneck, n_stopped, count = rates.rate, rates.bottleneck, rates.n_stopped, rates.n_members
     piece, member_weight = rates.piece, rates.weight
     chosen, state, old_rate, rising, pending, waiting, residual = (
         scratch.chosen,
@@ -343,7 +154,9 @@ def fill(n_chosen, everything, network, rates, scratch):
         scratch.residual,
     )
     key, item, position = scratch.key, scratch.item, scratch.position
-    n_touched, size = _begin(0, n_chosen, everything, 0, 0, network, rates, scratch)
+    # Typed zeros: numba would compile every function called with them twice, for a constant and for a number.
+    n_touched = size = before = np.int64(0)
+    n_touched, size = _begin(before, n_chosen, everything, n_touched, size, network, rates, scratch)
     level = 0.0
     n_done = 0
     while n_done < n_chosen:
@@ -474,18 +287,14 @@ def repair(n_chosen, n_active, network, rates, scratch):
     return n_changed
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 @typing.no_type_check
-def max_min(capacity, indptr, links, weight):
-    """Max-min fair rates of all pieces, each with at least one touch, and the link that stops each."""
-    network = make_network(capacity, indptr, links, weight)
-    rates = make_rates(network)
-    scratch = make_scratch(network)
-    n_pieces = len(indptr) - 1
-    n_active = 0
+def fill_all(n_pieces, network, rates, scratch):
+    """Activates all pieces and finds their rates."""
+    n_active = np.int64(0)
     for p in range(n_pieces):
         n_active = activate(p, n_active, network, rates)
         scratch.chosen[p] = p
         scratch.old_rate[p] = 0.0
-    fill(n_pieces, True, network, rates, scratch)
-    return rates.rate, rates.bottleneck
+    everything = n_active == n_pieces
+    fill(n_pieces, everything, network, rates, scratch)

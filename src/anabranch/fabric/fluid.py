@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
+from anabranch.fabric import _kernels_fluid as kernels
 from anabranch.fabric._checks import choice
 from anabranch.fabric._dependencies import MODES, no_waits, waits_of
-from anabranch.fabric._kernels_fluid import Waits, run_fluid
 from anabranch.fabric._pieces import Pieces, PieceSource
 from anabranch.fabric._symmetry import merge
 from anabranch.fabric.plan import Plan, SprayPlan
@@ -80,7 +80,7 @@ def simulate_fluid(
     per_flow_s = np.zeros(traffic.n_flows)
     moved = np.zeros(topology.n_links)
     events = classes = 0
-    start_s = np.zeros(traffic.n_flows) if traffic.start_s is None else traffic.start_s
+    start_s = np.zeros(traffic.n_flows) if traffic.start_s is None else traffic.start_s.copy()
 
     source = PieceSource(topology, plan)
 
@@ -132,7 +132,7 @@ class _Step:
 
 
 def _run(
-    topology: Topology, pieces: Pieces, start_s: np.ndarray, waits: Waits | None, symmetry: bool
+    topology: Topology, pieces: Pieces, start_s: np.ndarray, waits: kernels.Waits | None, symmetry: bool
 ) -> tuple[Float64[np.ndarray, "flows"], int, int]:
     """(arrival of the last byte of each flow, events, classes); without ``waits`` no flow waits for another."""
     if not len(start_s):
@@ -150,25 +150,21 @@ def _run(
 
 
 def _run_merged(
-    topology: Topology, pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: Waits, symmetry: bool
+    topology: Topology, pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: kernels.Waits, symmetry: bool
 ) -> tuple[Float64[np.ndarray, "flows"], int, int]:
-    capacity = topology.capacity_bytes_per_s
+    capacity = topology.capacity_bytes_per_s.copy()  # writable: numba compiles read-only arrays anew
     class_of_flow: np.ndarray | slice = slice(None)
     if symmetry:
         capacity, pieces, start_s, flow_of, waits, class_of_flow = merge(capacity, pieces, start_s, flow_of, waits)
     free = np.flatnonzero(waits.wait < 0)
-    arrival, events, _ = run_fluid(
-        capacity,
-        pieces.indptr,
-        pieces.links,
-        pieces.weight,
+    what = kernels.Pieces(
         pieces.size_bytes,
         pieces.latency_s,
+        flow_of,
         pieces.flow_indptr,
         np.argsort(flow_of, kind="stable"),
-        flow_of,
         start_s,
         free[np.argsort(start_s[free], kind="stable")],
-        waits,
     )
+    arrival, events, _ = kernels.run_fluid(capacity, pieces.indptr, pieces.links, pieces.weight, what, waits)
     return arrival[class_of_flow], events, len(flow_of)

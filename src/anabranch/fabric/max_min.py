@@ -5,14 +5,15 @@ from jaxtyping import Float64, Int32, Int64
 from numpy.typing import ArrayLike
 
 from anabranch.fabric._checks import integers
-from anabranch.fabric._kernels_max_min import max_min
+from anabranch.fabric._kernels_max_min import fill_all
+from anabranch.fabric._kernels_rates import make_network, make_rates, make_scratch
 
 
 def max_min_rates(
-    capacity_bytes_per_s: Float64[np.ndarray, "links"],
-    indptr: Int64[np.ndarray, "pieces_plus_1"],
-    links: Int32[np.ndarray, "touches"],
-    weight: Float64[np.ndarray, "touches"] | None = None,
+    capacity_bytes_per_s: ArrayLike,
+    indptr: ArrayLike,
+    links: ArrayLike,
+    weight: ArrayLike | None = None,
 ) -> Float64[np.ndarray, "pieces"]:
     """Exact max-min fair rates by progressive filling (Bertsekas and Gallager, Data Networks, 6.5.2).
 
@@ -21,12 +22,12 @@ def max_min_rates(
     carries w r.
 
     Args:
-        capacity_bytes_per_s: rate of each link, > 0.
-        indptr, links: piece ``i`` uses ``links[indptr[i]:indptr[i + 1]]``, as ``Plan.piece_links()`` gives them. A link
-            may stand twice in a piece. A piece without links has an infinite rate.
-        weight: part of the piece's rate that each touch carries, > 0; None for 1. A flow that sprays evenly over S paths
-            puts 1 / S on each of their links; m equal pieces on the same links are one piece of weight m; fairness in
-            proportion to a weight phi of the piece is rate phi times that of a piece whose touches weigh phi.
+        capacity_bytes_per_s: rate of each link, > 0 [links].
+        indptr, links: whole numbers [pieces + 1], [touches], as ``Plan.piece_links()`` gives them: piece ``i`` uses
+            ``links[indptr[i]:indptr[i + 1]]``. A link may stand twice in a piece. A piece without links has an infinite rate.
+        weight: part of the piece's rate that each touch carries, > 0 [touches]; None for 1. A flow that sprays evenly over
+            S paths puts 1 / S on each of their links; m equal pieces on the same links are one piece of weight m; fairness
+            in proportion to a weight phi of the piece is rate phi times that of a piece whose touches weigh phi.
 
     Returns:
         Rate of each piece in bytes/s.
@@ -47,13 +48,16 @@ def max_min_rates(
     if moves.any():
         # Pieces without links have no touches, so leaving them out of indptr leaves the touches as they are.
         kept = np.concatenate([indptr[:-1][moves], indptr[-1:]])
-        rate[moves] = max_min(capacity, kept, links, weight)[0]
+        network = make_network(capacity, kept, links, weight)
+        rates = make_rates(network)
+        fill_all(len(kept) - 1, network, rates, make_scratch(network))
+        rate[moves] = rates.rate
     return rate
 
 
 def positive(name: str, value: ArrayLike) -> Float64[np.ndarray, "n"]:
     """``value`` as a one-dimensional float64 array, finite and > 0."""
-    array = np.ascontiguousarray(value, dtype=np.float64)
+    array = np.array(value, dtype=np.float64, order="C")
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
     bad = ~(np.isfinite(array) & (array > 0))
@@ -67,8 +71,8 @@ def check_touches(
     indptr: ArrayLike, links: ArrayLike, weight: ArrayLike | None, n_links: int
 ) -> tuple[Int64[np.ndarray, "pieces_plus_1"], Int32[np.ndarray, "touches"], Float64[np.ndarray, "touches"]]:
     """The touches checked, in the kernels' types."""
-    starts = np.ascontiguousarray(integers("indptr", np.asarray(indptr), low=0))
-    ids = np.ascontiguousarray(integers("links", np.asarray(links), low=0, high=n_links, dtype=np.int32))
+    starts = np.array(integers("indptr", np.asarray(indptr), low=0), order="C")
+    ids = np.array(integers("links", np.asarray(links), low=0, high=n_links, dtype=np.int32), order="C")
     if starts.ndim != 1 or ids.ndim != 1:
         raise ValueError(f"indptr and links must have one dimension, got shapes {starts.shape} and {ids.shape}")
     if not len(starts) or starts[0] != 0 or starts[-1] != len(ids) or (np.diff(starts) < 0).any():

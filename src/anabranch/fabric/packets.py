@@ -9,7 +9,8 @@ from jaxtyping import Float64, Int64
 from anabranch.fabric._checks import choice, positive_int
 from anabranch.fabric._dependencies import MODES, waits_of
 from anabranch.fabric._kernels_lanes import NEVER
-from anabranch.fabric._kernels_packets import LONGEST, LOST, REORDERED, SENT_BYTES, Fabric, Load, Rules, run_packets
+from anabranch.fabric._kernels_packets import run_packets
+from anabranch.fabric._kernels_tables import LONGEST, LOST, REORDERED, SENT_BYTES, Fabric, Load, Rules
 from anabranch.fabric._paths import check_reachable
 from anabranch.fabric._pieces import living_nic_paths, nic_paths, offsets
 from anabranch.fabric.plan import Plan, SprayPlan
@@ -75,8 +76,13 @@ def simulate_packets(
     A NIC sends back to back at line rate and takes turns among its active pieces, packet by packet. A link sends the packet for
     size / capacity, then the packet travels for the latency and joins the queue of its next link. A packet that joins a queue
     in which more than ``ecn_threshold_bytes`` then wait is marked. Acknowledgements travel back for the latencies of the path,
-    do not queue, and exist only where something depends on them ("reps", ``window_bytes``). Times are whole ticks; events
-    at one tick happen in the order in which they were caused. Given equal arguments the result is equal.
+    do not queue, and exist only where something depends on them ("reps", ``window_bytes``). Times are whole ticks; at one
+    tick links become free first, then events happen in the order in which they were caused. Given equal arguments the
+    result is equal.
+
+    Queues are not fair: pieces share a link as their packets come, not evenly. Where all pieces of a link come at one rate, as
+    under exact splitting on a fabric that is not oversubscribed, the completion is that of ``simulate_fluid`` and a packet and
+    latency a hop.
 
     Sprays choose the path of each packet: "round-robin" the next one, from a random first one per flow; "random" a random one;
     "reps" recycles entropies (Bonato et al. 2024, from general knowledge): the paths of the last 8 unmarked acknowledgements are
@@ -136,12 +142,12 @@ def simulate_packets(
         _bytes("queue_limit_bytes", queue_limit_bytes, 0),
         _bytes("ecn_threshold_bytes", ecn_threshold_bytes, 0),
         _packets(window_bytes, packet_bytes),
-        round(timeout_s / tick_s),
+        min(round(timeout_s / tick_s), 2**62),
     )
     if not traffic.n_flows:
         none, idle = np.zeros(0, dtype=np.int64), np.zeros(topology.n_links, dtype=np.int64)
         return PacketResult(0.0, none.astype(float), np.zeros(0), none, none, none, idle, idle, 0, 0)
-    fabric, load = prepare(topology, plan_or_traffic, packet_bytes, failures == "oblivious", tick_s)
+    fabric, load = prepare(topology, plan_or_traffic, packet_bytes, failures == "oblivious", timeout_s, tick_s)
     waits = waits_of(traffic, dependencies)
     load = load._replace(order=_by_start(load.start, waits.wait))
     arrival, piece, link, events, packet_hops = run_packets(
@@ -166,7 +172,12 @@ def simulate_packets(
 
 
 def prepare(
-    topology: Topology, plan_or_traffic: Plan | SprayPlan | Traffic, packet_bytes: int, oblivious: bool, tick_s: float
+    topology: Topology,
+    plan_or_traffic: Plan | SprayPlan | Traffic,
+    packet_bytes: int,
+    oblivious: bool,
+    timeout_s: float,
+    tick_s: float,
 ) -> tuple[Fabric, Load]:
     """The kernel's arguments; the order of starts is left empty."""
     planned = isinstance(plan_or_traffic, Plan)
@@ -188,7 +199,8 @@ def prepare(
     start = _ticks(np.zeros(traffic.n_flows) if traffic.start_s is None else traffic.start_s, tick_s)
     # No packet waits longer than it takes to send all bytes over the slowest link of every hop.
     longest = float(size.sum()) * ticks_per_byte.max() * n_hops.max() + float(path_return.max()) * traffic.n_steps
-    if longest + float(start.max()) >= 2**62:
+    longest += float(start.max()) + timeout_s / tick_s
+    if longest >= 2**62:
         raise ValueError(
             f"tick_s must be larger, as the simulation may last {longest:.2g} ticks, more than 2^62; got {tick_s}"
         )
@@ -218,7 +230,7 @@ def prepare(
         first_path.astype(np.int64),
         n_paths.astype(np.int64),
         path.astype(np.int64),
-        np.ascontiguousarray(flow_of, dtype=np.int64),
+        np.array(flow_of, dtype=np.int64),
         np.searchsorted(flow_of, np.arange(traffic.n_flows + 1)) if planned else np.arange(traffic.n_flows + 1),
         start,
         np.zeros(0, dtype=np.int64),
