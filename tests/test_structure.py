@@ -140,6 +140,8 @@ def test_a_dependency_names_its_users_or_its_reason() -> None:
     for requirement in listed:
         name = re.match(r"[A-Za-z0-9_.-]+", requirement)
         assert name is not None
+        if name.group() == "anabranch":  # an extra made of extras
+            continue
         assert f"`{name.group()}`" in text, f"docs/architecture.md gives no reason for {name.group()}"
 
 
