@@ -323,7 +323,7 @@ def test_steps_end_in_order_with_barriers():
     assert result.step_s[-1] == result.completion_s
 
 
-def test_per_rank_is_never_slower_for_one_group():
+def test_per_rank_is_never_slower_under_exact_splitting():
     topology = LeafSpine(4, 4, 4)
     for traffic in (halving_doubling(16, 2**22), ring(16, 2**20)):
         plan = plan_split(topology, traffic)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
+from anabranch.fabric._kernels_refine import label_pairs, quotient, refine
 from anabranch.fabric._paths import check_reachable, fabric_links, living_paths
 from anabranch.fabric.plan import Plan, SprayPlan
 from anabranch.fabric.topology import Topology
@@ -13,8 +14,14 @@ from anabranch.fabric.topology import Topology
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Pieces of ``n_flows`` flows, flow by flow: those of flow ``f`` are ``flow_indptr[f]:flow_indptr[f + 1]``."""
+    """Pieces of some flows, flow by flow: those of flow ``f`` are ``flow_indptr[f]:flow_indptr[f + 1]``.
 
+    ``links`` are those of the fabric, or classes of links that carry the same parts of the same pieces: then ``link_class`` is
+    the class of each link of the fabric, and ``weight`` is what a piece puts on each link of the class.
+    """
+
+    capacity: Float64[np.ndarray, "classes"]
+    link_class: Int64[np.ndarray, "links"] | None
     indptr: Int64[np.ndarray, "pieces_plus_1"]
     links: Int32[np.ndarray, "touches"]
     weight: Float64[np.ndarray, "touches"]
@@ -30,19 +37,25 @@ class Pieces:
     def add_bytes(self, moved: Float64[np.ndarray, "links"], times: int = 1) -> None:
         """Adds the bytes that the pieces put on each link."""
         carried = self.weight * np.repeat(self.size_bytes * times, np.diff(self.indptr))
-        moved += np.bincount(self.links, weights=carried, minlength=len(moved))
+        each = np.bincount(self.links, weights=carried, minlength=len(self.capacity))
+        moved += each if self.link_class is None else each[self.link_class]
 
 
 class PieceSource:
     """Lists the pieces of chosen flows of a plan on a fabric. O(pieces) to make, then O(touches) of what is asked for.
 
+    Args:
+        merge: list links that all sprayed flows use alike, as all uplinks of a leaf, as one class.
+
     Raises:
         ValueError: a NIC outside the fabric, NIC pairs without a path.
     """
 
-    def __init__(self, topology: Topology, plan: Plan | SprayPlan) -> None:
+    def __init__(self, topology: Topology, plan: Plan | SprayPlan, *, merge: bool = False) -> None:
         check_reachable(topology, plan.traffic)
-        self._topology, self._plan = topology, plan
+        self._topology, self._plan, self._merge = topology, plan, merge
+        # A copy that may be written, as numba compiles anew for arrays that may not.
+        self._capacity = topology.capacity_bytes_per_s.copy()
         if isinstance(plan, Plan):
             self._first = np.searchsorted(plan.parent, np.arange(plan.traffic.n_flows + 1))
 
@@ -86,13 +99,16 @@ class PieceSource:
             )
         latency = segment_sums(topology.latency_s[links], indptr)
         size = plan.size_bytes[chosen].astype(np.float64)
-        return Pieces(indptr.astype(np.int64), links, np.ones(len(links)), size, latency, flow_indptr)
+        return Pieces(
+            self._capacity, None, indptr.astype(np.int64), links, np.ones(len(links)), size, latency, flow_indptr
+        )
 
     def _sprayed(self, flows: np.ndarray) -> Pieces:
         traffic, topology = self._plan.traffic, self._topology
         src, dst = traffic.src[flows], traffic.dst[flows]
         _, nic_links = topology.paths(src, dst, 0)
         nic_links = nic_links[~topology.is_fabric_link[nic_links]].reshape(-1, 2)
+        nic_latency = topology.latency_s[nic_links].sum(axis=1)
         a, b = topology.leaf_of(src).astype(np.int64), topology.leaf_of(dst)
         pairs, pair = np.unique(np.where(a == b, -1, a * topology.n_leaves + b), return_inverse=True)
         inside = int(len(pairs) and pairs[0] < 0)
@@ -103,8 +119,15 @@ class PieceSource:
         latency = np.zeros(len(pairs))
         if len(owner):
             latency[inside:] = np.maximum.reduceat(segment_sums(topology.latency_s[links], starts), first[:-1])
+        between = starts[first]
+        capacity, link_class = self._capacity, None
+        if self._merge and len(links):
+            capacity, link_class, between, links, weight = merge_links(
+                capacity, topology.is_fabric_link, between, links, weight
+            )
+            nic_links = link_class[nic_links]
         # The pairs of leaves, those inside a leaf first, with the links between them; then the same for the flows.
-        fabric = np.concatenate([np.zeros(inside, dtype=np.int64), starts[first]])
+        fabric = np.concatenate([np.zeros(inside, dtype=np.int64), between])
         n_touches = np.diff(fabric)[pair] + 2
         indptr = offsets(n_touches)
         take = np.arange(indptr[-1]) + np.repeat(fabric[pair] - indptr[:-1] - 2, n_touches)
@@ -114,9 +137,25 @@ class PieceSource:
         for k in range(2):
             touched[indptr[:-1] + k] = nic_links[:, k]
             weights[indptr[:-1] + k] = 1.0
-        latency = topology.latency_s[nic_links].sum(axis=1) + latency[pair]
+        latency = nic_latency + latency[pair]
         size = traffic.size_bytes[flows].astype(np.float64)
-        return Pieces(indptr, touched, weights, size, latency, np.arange(len(flows) + 1))
+        return Pieces(capacity, link_class, indptr, touched, weights, size, latency, np.arange(len(flows) + 1))
+
+
+def merge_links(
+    capacity: np.ndarray, mergeable: np.ndarray, indptr: np.ndarray, links: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Merges links of equal capacity that carry the same parts of the same pieces. O(touches).
+
+    Returns:
+        Capacity of each class, class of each link, and the touches between pieces and classes (indptr, links, weight).
+    """
+    n_pieces = len(indptr) - 1
+    own = np.where(mergeable, -1.0, np.arange(len(capacity)))
+    color = np.concatenate([np.arange(n_pieces), n_pieces + label_pairs(capacity, own)])
+    n_colors, _ = refine(indptr.astype(np.int64), links, weight, *[np.zeros(0, dtype=np.int64)] * 3, color, n_pieces)
+    merged = quotient(indptr.astype(np.int64), links, weight, color, n_pieces, n_colors - n_pieces)
+    return capacity[merged[5]], color[n_pieces:] - n_pieces, *merged[:3]
 
 
 def living_nic_paths(

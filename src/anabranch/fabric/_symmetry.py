@@ -1,7 +1,5 @@
 """Merging equal pieces, links, flows and gates into classes that are simulated once."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Int64
 
@@ -10,13 +8,10 @@ from anabranch.fabric._kernels_fluid import Waits
 from anabranch.fabric._kernels_refine import label_pairs, quotient, refine
 from anabranch.fabric._pieces import Pieces, offsets
 
-_MANY_TOUCHES = 8
-"""Touches per piece above which many links are likely to be alike."""
-
 
 def merge(
-    capacity: np.ndarray, pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: Waits
-) -> tuple[np.ndarray, Pieces, np.ndarray, np.ndarray, Waits, Int64[np.ndarray, "flows"]]:
+    pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: Waits
+) -> tuple[Pieces, np.ndarray, np.ndarray, Waits, Int64[np.ndarray, "flows"]]:
     """The coarsest equitable partition of pieces, links, flows and gates, and what the classes are to each other.
 
     In an equitable partition all members of a class have the same number of neighbors in every other class, so that equal
@@ -24,12 +19,11 @@ def merge(
     class start and end together (ours; by induction over events). O(touches) a round of refinement, a handful of rounds.
 
     Returns:
-        Capacity of each link class, piece classes (with the touches between classes), start of each flow class, flow class of
-        each piece class, gate classes, and the class of each flow. Where less than half of the pieces would go, only links
-        that all pieces use alike are merged.
+        Piece classes (with the capacity of the link classes, and the touches between classes), start of each flow class, flow
+        class of each piece class, gate classes, and the class of each flow. Where less than half of the pieces would go,
+        everything comes back as it is.
     """
-    if len(pieces.links) > _MANY_TOUCHES * len(flow_of):
-        capacity, pieces = merge_twins(capacity, pieces)
+    capacity = pieces.capacity
     n_pieces, n_links, n_flows, n_gates = len(flow_of), len(capacity), len(start_s), len(waits.gate_count)
     first_flow, first_gate = n_pieces + n_links, n_pieces + n_links + n_flows
     with_flows = n_gates > 0
@@ -43,36 +37,23 @@ def merge(
     edges = _edges(flow_of, waits, first_flow, first_gate) if with_flows else [np.zeros(0, dtype=np.int64)] * 3
     _, n_classes = refine(pieces.indptr, pieces.links, pieces.weight, *edges, color, n_pieces // 2)
     if n_classes > n_pieces // 2:
-        return capacity, pieces, start_s, flow_of, waits, np.arange(n_flows)
+        return pieces, start_s, flow_of, waits, np.arange(n_flows)
     link_classes = int(color[n_pieces:first_flow].max()) + 1 - n_classes
     indptr, links, weight, piece, _, link = quotient(
         pieces.indptr, pieces.links, pieces.weight, color[:first_flow], n_classes, link_classes
     )
     size_bytes, latency_s = pieces.size_bytes[piece], pieces.latency_s[piece]
     if not with_flows:
-        merged = Pieces(indptr, links, weight, size_bytes, latency_s, np.arange(n_classes + 1))
+        merged = Pieces(capacity[link], None, indptr, links, weight, size_bytes, latency_s, np.arange(n_classes + 1))
         same = np.arange(n_classes)
-        return capacity[link], merged, start_s[flow_of[piece]], same, no_waits(n_classes), color[:n_pieces]
+        return merged, start_s[flow_of[piece]], same, no_waits(n_classes), color[:n_pieces]
     flow_class = color[first_flow:first_gate] - (n_classes + link_classes)
     flow = _first_of_each(flow_class)
     owner = flow_class[flow_of[piece]]
     flow_indptr = offsets(np.bincount(owner, minlength=len(flow)))
-    merged = Pieces(indptr, links, weight, size_bytes, latency_s, flow_indptr)
+    merged = Pieces(capacity[link], None, indptr, links, weight, size_bytes, latency_s, flow_indptr)
     gate_class = color[first_gate:] - (n_classes + link_classes + len(flow))
-    return capacity[link], merged, start_s[flow], owner, _merged_waits(waits, flow_class, flow, gate_class), flow_class
-
-
-def merge_twins(capacity: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, Pieces]:
-    """Merges links that carry the same parts of the same pieces, as all uplinks of a leaf do under spraying. O(touches)."""
-    n_pieces = len(pieces.size_bytes)
-    color = np.concatenate([np.arange(n_pieces), n_pieces + label_pairs(capacity, np.zeros(len(capacity)))])
-    n_colors, _ = refine(
-        pieces.indptr, pieces.links, pieces.weight, *[np.zeros(0, dtype=np.int64)] * 3, color, n_pieces
-    )
-    indptr, links, weight, _, _, link = quotient(
-        pieces.indptr, pieces.links, pieces.weight, color, n_pieces, n_colors - n_pieces
-    )
-    return capacity[link], replace(pieces, indptr=indptr, links=links, weight=weight)
+    return merged, start_s[flow], owner, _merged_waits(waits, flow_class, flow, gate_class), flow_class
 
 
 def _edges(flow_of: np.ndarray, waits: Waits, first_flow: int, first_gate: int) -> list[np.ndarray]:

@@ -82,12 +82,12 @@ def simulate_fluid(
     events = classes = 0
     start_s = np.zeros(traffic.n_flows) if traffic.start_s is None else traffic.start_s.copy()
 
-    source = PieceSource(topology, plan)
+    source = PieceSource(topology, plan, merge=symmetry)
 
     if dependencies == "per_rank":
         pieces = source(np.arange(traffic.n_flows))
         pieces.add_bytes(moved)
-        per_flow_s, events, classes = _run(topology, pieces, start_s, waits_of(traffic, dependencies), symmetry)
+        per_flow_s, events, classes = _run(pieces, start_s, waits_of(traffic, dependencies), symmetry)
         if progress is not None:
             progress(1, 1, {})
     else:
@@ -102,7 +102,7 @@ def simulate_fluid(
             else:
                 pieces = source(flows)
                 pieces.add_bytes(moved)
-                arrival, n_events, n_classes = _run(topology, pieces, start, None, symmetry)
+                arrival, n_events, n_classes = _run(pieces, start, None, symmetry)
                 classes += n_classes
                 seen[key] = _Step(flows, arrival, n_events)
             per_flow_s[flows] = now + seen[key].arrival_s
@@ -132,7 +132,7 @@ class _Step:
 
 
 def _run(
-    topology: Topology, pieces: Pieces, start_s: np.ndarray, waits: kernels.Waits | None, symmetry: bool
+    pieces: Pieces, start_s: np.ndarray, waits: kernels.Waits | None, symmetry: bool
 ) -> tuple[Float64[np.ndarray, "flows"], int, int]:
     """(arrival of the last byte of each flow, events, classes); without ``waits`` no flow waits for another."""
     if not len(start_s):
@@ -142,20 +142,18 @@ def _run(
         # Then pieces need not know their flows, which leaves more of them equal.
         identity = np.arange(n_pieces + 1)
         alone = replace(pieces, flow_indptr=identity)
-        arrival, events, classes = _run_merged(
-            topology, alone, start_s[pieces.flow_of], identity[:-1], no_waits(n_pieces), symmetry
-        )
+        start_s = start_s[pieces.flow_of]
+        arrival, events, classes = _run_merged(alone, start_s, identity[:-1], no_waits(n_pieces), symmetry)
         return np.maximum.reduceat(arrival, pieces.flow_indptr[:-1]), events, classes
-    return _run_merged(topology, pieces, start_s, pieces.flow_of, waits, symmetry)
+    return _run_merged(pieces, start_s, pieces.flow_of, waits, symmetry)
 
 
 def _run_merged(
-    topology: Topology, pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: kernels.Waits, symmetry: bool
+    pieces: Pieces, start_s: np.ndarray, flow_of: np.ndarray, waits: kernels.Waits, symmetry: bool
 ) -> tuple[Float64[np.ndarray, "flows"], int, int]:
-    capacity = topology.capacity_bytes_per_s.copy()  # writable: numba compiles read-only arrays anew
     class_of_flow: np.ndarray | slice = slice(None)
     if symmetry:
-        capacity, pieces, start_s, flow_of, waits, class_of_flow = merge(capacity, pieces, start_s, flow_of, waits)
+        pieces, start_s, flow_of, waits, class_of_flow = merge(pieces, start_s, flow_of, waits)
     free = np.flatnonzero(waits.wait < 0)
     what = kernels.Pieces(
         pieces.size_bytes,
@@ -166,5 +164,5 @@ def _run_merged(
         start_s,
         free[np.argsort(start_s[free], kind="stable")],
     )
-    arrival, events, _ = kernels.run_fluid(capacity, pieces.indptr, pieces.links, pieces.weight, what, waits)
+    arrival, events, _ = kernels.run_fluid(pieces.capacity, pieces.indptr, pieces.links, pieces.weight, what, waits)
     return arrival[class_of_flow], events, len(flow_of)
