@@ -214,6 +214,8 @@ def test_cancelling_keeps_what_was_measured(plugin: str, home: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Where this suite runs in the background, its shell has told it to ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not any(run.series for run in list_runs()):
