@@ -139,7 +139,7 @@ class SeedViews:
 
 def claims_table(claims: Sequence[Claim], verdicts: Mapping[str, Verdict], *, title: str = "") -> Table:
     """Claims beside their published value, what was measured, the threshold and the verdict."""
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = Table(title=title or None, title_justify="left", box=box.HORIZONTALS, show_lines=True, pad_edge=False)
     for name, options in (
         ("claim", {"ratio": 5}),
         ("paper", {"ratio": 2}),
@@ -171,6 +171,8 @@ def print_run_end(console: Console, paper: Paper, run: Run, report: str | None) 
         if run.verdicts:
             console.print(claims_table(paper.claims, verdicts_of_run(run), title=f"Claims of {paper.slug}"))
         console.print(f"[green]finished[/] in {run.elapsed_s:.1f} s")
+        if any(event["outcome"] == "undecided" for event in run.verdicts.values()):
+            console.print(f"one run is one seed; `anabranch check {paper.slug}` judges over several")
     else:
         console.print(
             f"[{STATES[run.state]}]{run.state}[/] after {run.elapsed_s:.1f} s: {escape(run.error or 'no error given')}"
