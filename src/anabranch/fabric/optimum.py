@@ -51,9 +51,9 @@ def optimum(
         TimeoutError: no proven optimum in time.
 
     Cost: the linear program has one variable per (destination leaf, link towards it) and one row per (destination leaf,
-    switch) and per link, with alike spines of a LeafSpine taken as one. Measured on a symmetric LeafSpine with 32 NICs a leaf: 2 ms
-    at 256 NICs, 2.3 s at 16,384, 36 s at 65,536, where :func:`closed_form_optimum` is immediate; seconds for 512 leaves with
-    a few failed links or a FatTree of 32 ToRs. One program a step, alike steps included.
+    switch) and per link, with alike spines of a LeafSpine taken as one. One program a step, alike steps included.
+    Measured on a symmetric LeafSpine with 32 NICs a leaf: 2 ms at 256 NICs, 2.3 s at 16,384, 36 s at 65,536, where
+    :func:`closed_form_optimum` is immediate; seconds for 512 leaves with a few failed links or a FatTree of 32 ToRs.
     """
     check_reachable(topology, traffic)
     a, b = topology.leaf_of(traffic.src).astype(np.int64), topology.leaf_of(traffic.dst).astype(np.int64)
