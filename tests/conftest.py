@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from anabranch.lab.places import data_folder
 from support import ROOT, CommandLine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 install_import_hook(["anabranch.fabric"], "beartype.beartype")
+_DATA_OF_THE_USER = data_folder()  # before any test has a home of its own
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder.name} with files that may not be redistributed is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_root() -> Path:
+    """A data folder with Fashion-MNIST: the user's own, or that of Debian's package."""
+    from anabranch.worlds import FASHION_MNIST
+
+    for root in (_DATA_OF_THE_USER, Path("/usr/share/datasets")):
+        if FASHION_MNIST.here(root):
+            return root
+    pytest.skip("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist, or anabranch data fashion-mnist")
 
 
 @pytest.fixture(scope="session")

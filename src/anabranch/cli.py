@@ -316,6 +316,7 @@ def import_page(
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set or shared weights; all are listed without.")] = None,
     source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Take it from this folder.")] = None,
+    build: Annotated[bool, typer.Option(help="Train shared weights again, going on where it stopped.")] = False,
     as_json: Json = False,
 ) -> None:
     """List data sets with their cards, or get one. Nothing is fetched without being asked for."""
@@ -324,14 +325,13 @@ def data(
 
     root = data_folder()
     if as_json:
-        cards = [commands.find_card(name)] if name else list(commands.CARDS.values())
-        _print_json([commands.describe(card, root) for card in cards])
+        _print_json([commands.describe(card, root) for card in commands.cards(name)])
     elif name is None:
         commands.print_cards(_console(), root)
     else:
-        commands.find_card(name)
-        folder = commands.fetch(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True))
-        typer.echo(str(folder))
+        commands.cards(name)
+        get = commands.build if build else commands.fetch
+        typer.echo(get(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True)))
 
 
 def _print_plan(slug: str, settings: Any) -> None:

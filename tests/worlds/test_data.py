@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anabranch.worlds import CARDS, FASHION_CLASSES, FASHION_MNIST, DataMissing, Way, load_fashion_mnist
+from anabranch.worlds import CARDS, FASHION_CLASSES, FASHION_MNIST, Card, DataMissing, Way, load_fashion_mnist
 from support import CommandLine
 
 
@@ -20,7 +20,9 @@ def test_every_card_says_what_it_must() -> None:
         assert name == card.name
         assert card.licence
         assert card.origin
-        assert all(len(file.sha256) == 64 and file.size_bytes > 0 for file in card.files)
+        assert card.size_bytes > 0
+        if isinstance(card, Card):
+            assert all(len(file.sha256) == 64 and file.size_bytes > 0 for file in card.files)
 
 
 def test_missing_data_name_every_way(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_a_folder_without_it_is_refused(tmp_path: Path, anabranch: CommandLine) 
     assert done.returncode == 2
     assert "does not hold fashion-mnist: expected train-images-idx3-ubyte" in done.stderr
     done = anabranch("data", "fashion-mnst")
-    assert (done.returncode, "did you mean fashion-mnist?" in done.stderr) == (2, True)
+    assert (done.returncode, "did you mean fashion-mnist" in done.stderr) == (2, True)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -15,13 +15,30 @@ except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(TORCH_MISSING, name="torch") from None
 
 from anabranch.generative._checks import SingularTimeError
+from anabranch.generative.autoregressive import AutoregressiveMap, SolveInfo
+from anabranch.generative.autoregressive_interop import MaskedAutoregressiveMap, maps_from_zuko
+from anabranch.generative.bits import bits_per_dimension
 from anabranch.generative.couplings import ClasswiseOT, Coupling, Fixed, Independent, MinibatchOT
+from anabranch.generative.denoising_objectives import DenoisingScoreMatching
+from anabranch.generative.distill import distill, teacher_samples
+from anabranch.generative.edm import EDMDenoising, EDMPreconditioned
+from anabranch.generative.embeddings import TimeEmbedding
+from anabranch.generative.equivalences import Equivalence, equivalence_report, transport_residual
 from anabranch.generative.fields import Counted, VelocityField
+from anabranch.generative.fit import Fitted, fit
+from anabranch.generative.fixed_point import SweepStrategy, invert_autoregressive
 from anabranch.generative.flow_maps import FlowMap, FlowMapModel, flow_map_from_field, jump
 from anabranch.generative.guidance import ClassifierFreeGuidance, ClassifierGuidance
+from anabranch.generative.interop import from_diffusers
+from anabranch.generative.interop_schedulers import run_scheduler, to_diffusers_scheduler
+from anabranch.generative.langevin import AnnealedLangevin, PredictorCorrector, langevin
+from anabranch.generative.level_samplers import Levels, LogNormalLevel, Stratified
 from anabranch.generative.likelihood import log_likelihood
+from anabranch.generative.loss_weights import elbo_weight
+from anabranch.generative.mlp import ResMLP, TinyMLP
 from anabranch.generative.objectives import FlowMatching, Loss, MeanFlow
 from anabranch.generative.parametrization import Parametrized, convert, loss_weight
+from anabranch.generative.patch_pca import PatchPCA
 from anabranch.generative.path_changes import change_path
 from anabranch.generative.paths import (
     GaussianPath,
@@ -32,7 +49,13 @@ from anabranch.generative.paths import (
     VEPath,
     VPPath,
 )
+from anabranch.generative.sampling_plan import SamplingPlan, evaluation_seconds, plan_sampling
+from anabranch.generative.save_load import load_network, network_notes, save_network
+from anabranch.generative.score_matching import ScoreMatching
+from anabranch.generative.sde import IntegratedPath, LinearSDE
+from anabranch.generative.sde_paths import GeometricVEPath, SubVPPath
 from anabranch.generative.solve import Trajectory, solve
+from anabranch.generative.solver_benchmark import BenchmarkRow, ReferenceSolution, solver_benchmark
 from anabranch.generative.solvers import (
     SOLVERS,
     CallsExceeded,
@@ -53,6 +76,9 @@ from anabranch.generative.splitting_objectives import (
     interval_split_residual,
     interval_split_target,
 )
+from anabranch.generative.tarflow import NoisyLikelihood, TarFlow
+from anabranch.generative.tarflow_diagnostics import BlockDiagnostics, diagnose_blocks, initial_guess_metric
+from anabranch.generative.tarflow_reference import reference_sequential, released_gs_jacobi
 from anabranch.generative.time_samplers import LogitNormal, TimeSampler, TwoTimes, Uniform
 from anabranch.generative.times import (
     edm_times,
@@ -62,65 +88,148 @@ from anabranch.generative.times import (
     times_from_diffusers,
     uniform_times,
 )
+from anabranch.generative.trajectory_objectives import (
+    ConsistencyTrajectory,
+    ProgressiveDistillation,
+    Reflow,
+    teacher_pairs,
+)
+from anabranch.generative.transformer import DiT
+from anabranch.generative.transitions import forward_transition, posterior_kl, posterior_transition, snr
+from anabranch.generative.translation import translate
+from anabranch.generative.unet import PixelUNet, UNet
+from anabranch.generative.variational_bound import VariationalBound
+from anabranch.generative.views import DDPM, EDM, NCSN, FlowMatchingView, ScoreSDE, View
 
 __all__ = [
+    "DDPM",
+    "EDM",
+    "NCSN",
     "SOLVERS",
+    "AnnealedLangevin",
+    "AutoregressiveMap",
+    "BenchmarkRow",
+    "BlockDiagnostics",
     "CallsExceeded",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "ClasswiseOT",
     "Coefficients",
     "Consistency",
+    "ConsistencyTrajectory",
     "Counted",
     "Coupling",
+    "DenoisingScoreMatching",
+    "DiT",
     "Dopri5",
+    "EDMDenoising",
+    "EDMPreconditioned",
     "EmpiricalSource",
+    "Equivalence",
+    "Fitted",
     "Fixed",
     "FlowMap",
     "FlowMapModel",
     "FlowMatching",
+    "FlowMatchingView",
     "GaussianPath",
     "GaussianSource",
+    "GeometricVEPath",
     "Independent",
+    "IntegratedPath",
+    "Levels",
     "LinearMultistep",
     "LinearPath",
+    "LinearSDE",
+    "LogNormalLevel",
     "LogitNormal",
     "Loss",
+    "MaskedAutoregressiveMap",
     "MeanFlow",
     "MinibatchOT",
+    "NoisyLikelihood",
     "Parametrized",
+    "PatchPCA",
     "PathSample",
+    "PixelUNet",
+    "PredictorCorrector",
+    "ProgressiveDistillation",
+    "ReferenceSolution",
+    "Reflow",
+    "ResMLP",
     "RungeKutta",
+    "SamplingPlan",
     "ScheduledPath",
+    "ScoreMatching",
+    "ScoreSDE",
     "Shortcut",
     "SingularTimeError",
+    "SolveInfo",
     "Solver",
     "Source",
     "SplitMeanFlow",
+    "Stratified",
+    "SubVPPath",
+    "SweepStrategy",
+    "TarFlow",
+    "TimeEmbedding",
     "TimeSampler",
+    "TinyMLP",
     "Trajectory",
     "TrigPath",
     "TwoTimes",
+    "UNet",
     "Uniform",
     "VEPath",
     "VPPath",
+    "VariationalBound",
     "VelocityField",
+    "View",
     "ancestral",
+    "bits_per_dimension",
     "change_path",
     "convert",
+    "diagnose_blocks",
+    "distill",
     "dpmpp_2m",
     "edm_times",
+    "elbo_weight",
+    "equivalence_report",
     "euler_maruyama",
+    "evaluation_seconds",
+    "fit",
     "flow_map_from_field",
+    "forward_transition",
+    "from_diffusers",
+    "initial_guess_metric",
     "interval_split_residual",
     "interval_split_target",
+    "invert_autoregressive",
     "jump",
+    "langevin",
+    "load_network",
     "log_likelihood",
     "log_snr_times",
     "loss_weight",
+    "maps_from_zuko",
+    "network_notes",
+    "plan_sampling",
+    "posterior_kl",
+    "posterior_transition",
     "power_times",
+    "reference_sequential",
+    "released_gs_jacobi",
+    "run_scheduler",
+    "save_network",
     "shifted_times",
+    "snr",
     "solve",
+    "solver_benchmark",
+    "teacher_pairs",
+    "teacher_samples",
     "times_from_diffusers",
+    "to_diffusers_scheduler",
+    "translate",
+    "transport_residual",
     "uniform_times",
 ]

@@ -100,7 +100,7 @@ def flow_map_from_field(field: VelocityField, solver: Any = "rk4", n: int = 64) 
 class IntervalEmbedding(nn.Module):
     """Features of an interval's length ``[B]`` in ``[B, width]``; zero at first, because the last layer starts at 0."""
 
-    def __init__(self, width: int, *, octaves: int = 4, hidden: int = 128) -> None:
+    def __init__(self, width: int, *, octaves: int = 2, hidden: int = 128) -> None:
         super().__init__()
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
         self.frequencies: Tensor

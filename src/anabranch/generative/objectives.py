@@ -118,7 +118,7 @@ class FlowMatching:
 class MeanFlow:
     """The differential identity ``u = v + (t - s) du/ds`` along the flow (Geng et al., 2505.13447, in our direction).
 
-    One forward-mode derivative of the network per step, inside reverse mode.
+    One forward-mode derivative of the network per step, inside reverse mode; computed without autocast.
 
     Args:
         velocity: the marginal velocity of a teacher; None takes the conditional one of the pair.
@@ -159,7 +159,9 @@ class MeanFlow:
                 velocity = self.velocity(point.x_t, s, **condition)
         tangents = (velocity, torch.ones_like(s), torch.zeros_like(t))
         try:
-            pair: Any = torch.func.jvp(lambda x, a, b: net(x, a, b, **condition), (point.x_t, s, t), tangents)
+            # Casts of autocast do not reach every kernel's tangents (torch 2.13 on the CPU fails): full precision here.
+            with torch.autocast(x1.device.type, enabled=False):
+                pair: Any = torch.func.jvp(lambda x, a, b: net(x, a, b, **condition), (point.x_t, s, t), tangents)
         except (NotImplementedError, RuntimeError) as error:
             if not any(word in str(error).lower() for word in ("forward ad", "forward-mode", "forward mode", "jvp")):
                 raise

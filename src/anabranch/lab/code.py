@@ -1,8 +1,10 @@
 """Which of our code a result depends on, and its hash.
 
 The hash covers a module and every module of the same top-level package (and of ``anabranch``) that it imports,
-transitively, read from the source without importing anything. Comments, blank lines and docstrings do not count; the lab,
-the hub, the command line and packages' commands do not either: they measure and show, they are not what is measured.
+transitively, read from the source without importing anything. A package's ``__init__`` is a face: a name taken from it leads
+to the module that defines it and to no other, so a package may grow without making every result stale. Comments, blank
+lines and docstrings do not count; the lab, the hub, the command line and packages' commands do not either: they measure and
+show, they are not what is measured.
 """
 
 from __future__ import annotations
@@ -23,9 +25,16 @@ _NOT_MEASURED = ("anabranch.lab", "anabranch.hub", "anabranch.cli")
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the source of one module says: absolute or relative names it imports, and the hash of its code."""
+    """What the source of one module says, and the hash of its code.
+
+    Args:
+        imports: what it imports, each as "module|name|attributes": ``from module import name`` (name empty: the module
+            itself), and which attributes of that are used, "*" where it is used otherwise.
+        exports: the names that its imports bind, as "name|module|name there".
+    """
 
     imports: tuple[str, ...]
+    exports: tuple[str, ...]
     digest: str
 
 
@@ -52,26 +61,47 @@ def imported_modules(module: str) -> dict[str, Path]:
 def _closure(module: str, known: _Known) -> dict[str, Path]:
     roots = {module.partition(".")[0], "anabranch"}
     found: dict[str, Path] = {}
-    queue = [module]
+    seen: set[tuple[str, str]] = set()
+    queue: list[tuple[str, str]] = [(module, "*")]
     own = _source(module)
     if own is not None and own.name == "__init__.py":
         # A paper's folder counts whole: its experiment is not imported by its __init__.
-        queue += [f"{module}.{file.stem}" for file in sorted(own.parent.glob("*.py")) if file.stem != "__init__"]
+        queue += [(f"{module}.{file.stem}", "*") for file in sorted(own.parent.glob("*.py")) if file.stem != "__init__"]
     while queue:
-        name = queue.pop()
-        if name in found or name.startswith(_NOT_MEASURED) or name.endswith(".commands"):
+        name, wanted = queue.pop()
+        if (name, wanted) in seen or name.startswith(_NOT_MEASURED) or name.endswith(".commands"):
             continue
-        if name.partition(".")[0] not in roots:
-            continue
+        seen.add((name, wanted))
         path = _source(name)
-        if path is None:
+        if path is None or name.partition(".")[0] not in roots:
+            continue
+        facts = known.facts(path)
+        is_package = path.name == "__init__.py"
+        if is_package and wanted != "*":
+            queue.append(_through(name, wanted, facts))
             continue
         found[name] = path
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        if "." in name:
-            queue.append(name.rpartition(".")[0])
-        queue += [_absolute(imported, package) for imported in known.facts(path).imports]
+        package = name if is_package else name.rpartition(".")[0]
+        for entry in facts.imports:
+            source, taken, attributes = entry.split("|")
+            target = _absolute(source, package)
+            if taken and _source(f"{target}.{taken}") is not None:  # `from package import module`
+                target, taken = f"{target}.{taken}", ""
+            queue += [(target, taken)] if taken else [(target, attribute) for attribute in attributes.split(",")]
     return found
+
+
+def _through(package: str, name: str, facts: _Facts) -> tuple[str, str]:
+    """Where a name taken from a package leads: its submodule, what its ``__init__`` takes from elsewhere, or itself."""
+    if _source(f"{package}.{name}") is not None and not any(e.startswith(f"{name}|") for e in facts.exports):
+        return f"{package}.{name}", "*"
+    for entry in facts.exports:
+        bound, source, there = entry.split("|")
+        if bound == name:
+            target = _absolute(source, package)
+            inner = f"{target}.{there}"
+            return (inner, "*") if there and _source(inner) is not None else (target, there or "*")
+    return package, "*"
 
 
 def _absolute(name: str, package: str) -> str:
@@ -121,10 +151,11 @@ class _Known:
         stat = path.stat()
         stamp = f"{stat.st_mtime_ns}-{stat.st_size}"
         entry = self._entries.get(str(path))
-        if isinstance(entry, list) and len(entry) == 3 and entry[0] == stamp:
-            return _Facts(tuple(map(str, entry[1])) if isinstance(entry[1], list) else (), str(entry[2]))
+        if isinstance(entry, list) and len(entry) == 4 and entry[0] == stamp:
+            imports, exports = (tuple(map(str, part)) if isinstance(part, list) else () for part in entry[1:3])
+            return _Facts(imports, exports, str(entry[3]))
         facts = read_facts(path)
-        self._entries[str(path)] = [stamp, list(facts.imports), facts.digest]
+        self._entries[str(path)] = [stamp, list(facts.imports), list(facts.exports), facts.digest]
         self._new = True
         return facts
 
@@ -142,15 +173,17 @@ def read_facts(path: Path) -> _Facts:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.splitlines()
-    imports: set[str] = set()
+    bound: list[tuple[str, str, str]] = []  # name here, module, name there
+    whole: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imports.update(alias.name for alias in node.names)
+            # `import a.b` binds a and makes a.b there; who uses it says a.b.c: what of it cannot be told apart simply
+            whole.update(alias.name for alias in node.names if not alias.asname)
+            bound += [(alias.asname, alias.name, "") for alias in node.names if alias.asname]
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            joined = base if base.endswith(".") or not base else f"{base}."
-            imports.add(base)
-            imports.update(f"{joined}{alias.name}" for alias in node.names)
+            bound += [(alias.asname or alias.name, base, alias.name) for alias in node.names if alias.name != "*"]
+            whole.update(base for alias in node.names if alias.name == "*")
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -160,6 +193,24 @@ def read_facts(path: Path) -> _Facts:
             ):
                 for number in range(first.lineno - 1, first.end_lineno or first.lineno):
                     lines[number] = ""
+    used = _attributes(tree, {name for name, _, _ in bound})
+    imports = {f"{module}||*" for module in whole}
+    imports |= {f"{module}|{there}|{','.join(sorted(used.get(name, {'*'})))}" for name, module, there in bound}
     kept = (line.rstrip() for line in lines)
     code = "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))
-    return _Facts(tuple(sorted(imports)), hashlib.sha256(code.encode()).hexdigest())
+    exports = sorted({f"{name}|{module}|{there}" for name, module, there in bound})
+    return _Facts(tuple(sorted(imports)), tuple(exports), hashlib.sha256(code.encode()).hexdigest())
+
+
+def _attributes(tree: ast.AST, names: set[str]) -> dict[str, set[str]]:
+    """The attributes taken of each name; "*" is among them where the name is used in another way."""
+    used: dict[str, set[str]] = {}
+    taken = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+            used.setdefault(node.value.id, set()).add(node.attr)
+            taken.add(id(node.value))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in names and id(node) not in taken:
+            used.setdefault(node.id, set()).add("*")
+    return used

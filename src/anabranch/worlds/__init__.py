@@ -7,29 +7,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from anabranch.worlds.cards import Card, DataMissing, File, Way
+from anabranch.worlds.digits import load_digits
 from anabranch.worlds.fashion_mnist import CLASSES as FASHION_CLASSES
 from anabranch.worlds.fashion_mnist import FASHION_MNIST, load_fashion_mnist
+from anabranch.worlds.shared_weights import FASHION_CLASSIFIER, FASHION_TEACHER, Weights
 
 if TYPE_CHECKING:
     from anabranch.worlds.empirical_flow import EmpiricalFlow
+    from anabranch.worlds.fashion_classifier import (
+        FashionClassifier,
+        FashionJudge,
+        FashionScores,
+        fashion_tensors,
+        load_fashion_classifier,
+    )
+    from anabranch.worlds.fashion_teacher import balanced_labels, load_fashion_teacher
     from anabranch.worlds.gaussian_mixture import GaussianMixture
 
-CARDS = {card.name: card for card in (FASHION_MNIST,)}
+CARDS: dict[str, Card | Weights] = {card.name: card for card in (FASHION_MNIST, FASHION_TEACHER, FASHION_CLASSIFIER)}
 
 __all__ = [
     "CARDS",
     "FASHION_CLASSES",
+    "FASHION_CLASSIFIER",
     "FASHION_MNIST",
+    "FASHION_TEACHER",
     "Card",
     "DataMissing",
     "EmpiricalFlow",
+    "FashionClassifier",
+    "FashionJudge",
+    "FashionScores",
     "File",
     "GaussianMixture",
     "Way",
+    "Weights",
+    "balanced_labels",
+    "fashion_tensors",
+    "load_digits",
+    "load_fashion_classifier",
     "load_fashion_mnist",
+    "load_fashion_teacher",
 ]
 
-_NEED_TORCH = {"EmpiricalFlow": "empirical_flow", "GaussianMixture": "gaussian_mixture"}
+_NEED_TORCH = {
+    "EmpiricalFlow": "empirical_flow", "FashionClassifier": "fashion_classifier", "FashionJudge": "fashion_classifier",
+    "FashionScores": "fashion_classifier", "GaussianMixture": "gaussian_mixture", "balanced_labels": "fashion_teacher",
+    "fashion_tensors": "fashion_classifier", "load_fashion_classifier": "fashion_classifier",
+    "load_fashion_teacher": "fashion_teacher",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -92,9 +92,9 @@ assert (solve(moved, noise, uniform_times(400), "rk4") - exact).abs().median() <
         "laptop": Settings(
             points=4096,
             calls=(5, 10, 20, 40, 80, 160, 320),
-            view_seconds=50.0,
+            view_seconds=35.0,
             view_steps=5000,
-            batch_size=128,
+            batch_size=64,
             channels=24,
             images=1000,
             likelihood_images=32,
@@ -112,7 +112,7 @@ assert (solve(moved, noise, uniform_times(400), "rk4") - exact).abs().median() <
             timing_pairs=15,
         ),
     },
-    seconds={"smoke": 9, "laptop": 480, "paper": 100_000},
+    seconds={"smoke": 9, "laptop": 330, "paper": 100_000},
     claims=(
         Claim(
             name="four-predictions",

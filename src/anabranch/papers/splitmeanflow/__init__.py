@@ -98,13 +98,13 @@ assert samples.shape == (4, 1, 28, 28)
             images_from="teacher",
         ),
         "laptop": Settings(
-            oracle_steps=1500,
-            sweep_steps=500,
+            oracle_steps=1000,
+            sweep_steps=400,
             points=4000,
-            student_seconds=70.0,
+            student_seconds=80.0,
             student_steps=5000,
-            batch_size=128,
-            images=2500,
+            batch_size=32,
+            images=2000,
             timing_pairs=9,
         ),
         "paper": Settings(

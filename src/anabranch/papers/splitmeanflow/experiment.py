@@ -267,7 +267,8 @@ def train_student(method: str, objective: Any, guidance: float, settings: Settin
     with sdpa_kernel(SDPBackend.MATH) if method == "MeanFlow" else torch.enable_grad():
         done = ge.distill(
             load_fashion_teacher(), training_images(settings), objective=objective, guidance=guidance,
-            steps=settings.student_steps, time_budget_s=settings.student_seconds, batch_size=settings.batch_size, warmup=20,
+            steps=settings.student_steps, time_budget_s=settings.student_seconds, batch_size=settings.batch_size,
+            lr=2e-3, warmup=20,
             generator=torch.Generator().manual_seed(seed), threads="auto",
         )  # fmt: skip
     return {"weights": done.ema.state_dict(), "steps": done.steps, "seconds": done.seconds, "history": done.history}
