@@ -101,7 +101,7 @@ assert samples.shape == (4, 1, 28, 28)
             oracle_steps=1000,
             sweep_steps=400,
             points=4000,
-            student_seconds=80.0,
+            student_seconds=70.0,
             student_steps=5000,
             batch_size=32,
             images=2000,
