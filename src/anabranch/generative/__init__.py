@@ -19,7 +19,9 @@ from anabranch.generative.autoregressive import AutoregressiveMap, SolveInfo
 from anabranch.generative.autoregressive_interop import MaskedAutoregressiveMap, maps_from_zuko
 from anabranch.generative.bits import bits_per_dimension
 from anabranch.generative.couplings import ClasswiseOT, Coupling, Fixed, Independent, MinibatchOT
+from anabranch.generative.dct_source import DCTMaskSource
 from anabranch.generative.denoising_objectives import DenoisingScoreMatching
+from anabranch.generative.directional_sources import CapSource, OracleVMF, VonMisesFisherSource
 from anabranch.generative.distill import distill, teacher_samples
 from anabranch.generative.edm import EDMDenoising, EDMPreconditioned
 from anabranch.generative.embeddings import TimeEmbedding
@@ -28,15 +30,36 @@ from anabranch.generative.fields import Counted, VelocityField
 from anabranch.generative.fit import Fitted, fit
 from anabranch.generative.fixed_point import SweepStrategy, invert_autoregressive
 from anabranch.generative.flow_maps import FlowMap, FlowMapModel, flow_map_from_field, jump
+from anabranch.generative.geometry_report import GeometryReport, geometry_report
 from anabranch.generative.guidance import ClassifierFreeGuidance, ClassifierGuidance
+from anabranch.generative.image_files import Images, image_grid, load_images, save_images
 from anabranch.generative.interop import from_diffusers
+from anabranch.generative.interop_networks import DiffusersNetwork
 from anabranch.generative.interop_schedulers import run_scheduler, to_diffusers_scheduler
 from anabranch.generative.langevin import AnnealedLangevin, PredictorCorrector, langevin
 from anabranch.generative.level_samplers import Levels, LogNormalLevel, Stratified
 from anabranch.generative.likelihood import log_likelihood
 from anabranch.generative.loss_weights import elbo_weight
+from anabranch.generative.low_rank import add_low_rank, low_rank_parameters, merge_low_rank
+from anabranch.generative.mixture_source import GaussianMixtureSource, LearnedSource
 from anabranch.generative.mlp import ResMLP, TinyMLP
+from anabranch.generative.mode_scores import coverage_one_to_one, mode_kl, nearest_distance, normalized_wasserstein
+from anabranch.generative.norm_alignment import (
+    ChiSphereSource,
+    NormAlignedField,
+    NormAlignedSource,
+    norm_alignment,
+    project_to_chi_sphere,
+)
 from anabranch.generative.objectives import FlowMatching, Loss, MeanFlow
+from anabranch.generative.open_model import OpenModel, open_model
+from anabranch.generative.optimal_times import (
+    OptimalTimes,
+    endpoint_times,
+    optimal_frontier,
+    optimal_times,
+    times_cost,
+)
 from anabranch.generative.parametrization import Parametrized, convert, loss_weight
 from anabranch.generative.patch_pca import PatchPCA
 from anabranch.generative.path_changes import change_path
@@ -49,6 +72,8 @@ from anabranch.generative.paths import (
     VEPath,
     VPPath,
 )
+from anabranch.generative.plane_simulation import PLANE_SCENARIOS, PlaneRuns, PlaneScenario, PlaneTarget, simulate_plane
+from anabranch.generative.pruned_source import PrunedSource, PruningError
 from anabranch.generative.sampling_plan import SamplingPlan, evaluation_seconds, plan_sampling
 from anabranch.generative.save_load import load_network, network_notes, save_network
 from anabranch.generative.score_matching import ScoreMatching
@@ -69,6 +94,8 @@ from anabranch.generative.solvers import (
     euler_maruyama,
 )
 from anabranch.generative.sources import EmpiricalSource, GaussianSource, Source
+from anabranch.generative.sparse_axes import Axes, load_axes, mean_direction_axes, save_axes, sparse_axes
+from anabranch.generative.spherical_clusters import KMeans, SphericalKMeans, vmf_kappa
 from anabranch.generative.splitting_objectives import (
     Consistency,
     Shortcut,
@@ -76,6 +103,8 @@ from anabranch.generative.splitting_objectives import (
     interval_split_residual,
     interval_split_target,
 )
+from anabranch.generative.step_costs import StepCosts, merge_step_costs, step_costs
+from anabranch.generative.straightening import Chords, ChosenTimes, Straighten, straighten, teacher_chords
 from anabranch.generative.tarflow import NoisyLikelihood, TarFlow
 from anabranch.generative.tarflow_diagnostics import BlockDiagnostics, diagnose_blocks, initial_guess_metric
 from anabranch.generative.tarflow_reference import reference_sequential, released_gs_jacobi
@@ -105,12 +134,18 @@ __all__ = [
     "DDPM",
     "EDM",
     "NCSN",
+    "PLANE_SCENARIOS",
     "SOLVERS",
     "AnnealedLangevin",
     "AutoregressiveMap",
+    "Axes",
     "BenchmarkRow",
     "BlockDiagnostics",
     "CallsExceeded",
+    "CapSource",
+    "ChiSphereSource",
+    "Chords",
+    "ChosenTimes",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "ClasswiseOT",
@@ -119,8 +154,10 @@ __all__ = [
     "ConsistencyTrajectory",
     "Counted",
     "Coupling",
+    "DCTMaskSource",
     "DenoisingScoreMatching",
     "DiT",
+    "DiffusersNetwork",
     "Dopri5",
     "EDMDenoising",
     "EDMPreconditioned",
@@ -132,11 +169,16 @@ __all__ = [
     "FlowMapModel",
     "FlowMatching",
     "FlowMatchingView",
+    "GaussianMixtureSource",
     "GaussianPath",
     "GaussianSource",
     "GeometricVEPath",
+    "GeometryReport",
+    "Images",
     "Independent",
     "IntegratedPath",
+    "KMeans",
+    "LearnedSource",
     "Levels",
     "LinearMultistep",
     "LinearPath",
@@ -148,12 +190,22 @@ __all__ = [
     "MeanFlow",
     "MinibatchOT",
     "NoisyLikelihood",
+    "NormAlignedField",
+    "NormAlignedSource",
+    "OpenModel",
+    "OptimalTimes",
+    "OracleVMF",
     "Parametrized",
     "PatchPCA",
     "PathSample",
     "PixelUNet",
+    "PlaneRuns",
+    "PlaneScenario",
+    "PlaneTarget",
     "PredictorCorrector",
     "ProgressiveDistillation",
+    "PrunedSource",
+    "PruningError",
     "ReferenceSolution",
     "Reflow",
     "ResMLP",
@@ -167,7 +219,10 @@ __all__ = [
     "SolveInfo",
     "Solver",
     "Source",
+    "SphericalKMeans",
     "SplitMeanFlow",
+    "StepCosts",
+    "Straighten",
     "Stratified",
     "SubVPPath",
     "SweepStrategy",
@@ -185,15 +240,19 @@ __all__ = [
     "VariationalBound",
     "VelocityField",
     "View",
+    "VonMisesFisherSource",
+    "add_low_rank",
     "ancestral",
     "bits_per_dimension",
     "change_path",
     "convert",
+    "coverage_one_to_one",
     "diagnose_blocks",
     "distill",
     "dpmpp_2m",
     "edm_times",
     "elbo_weight",
+    "endpoint_times",
     "equivalence_report",
     "euler_maruyama",
     "evaluation_seconds",
@@ -201,35 +260,60 @@ __all__ = [
     "flow_map_from_field",
     "forward_transition",
     "from_diffusers",
+    "geometry_report",
+    "image_grid",
     "initial_guess_metric",
     "interval_split_residual",
     "interval_split_target",
     "invert_autoregressive",
     "jump",
     "langevin",
+    "load_axes",
+    "load_images",
     "load_network",
     "log_likelihood",
     "log_snr_times",
     "loss_weight",
+    "low_rank_parameters",
     "maps_from_zuko",
+    "mean_direction_axes",
+    "merge_low_rank",
+    "merge_step_costs",
+    "mode_kl",
+    "nearest_distance",
     "network_notes",
+    "norm_alignment",
+    "normalized_wasserstein",
+    "open_model",
+    "optimal_frontier",
+    "optimal_times",
     "plan_sampling",
     "posterior_kl",
     "posterior_transition",
     "power_times",
+    "project_to_chi_sphere",
     "reference_sequential",
     "released_gs_jacobi",
     "run_scheduler",
+    "save_axes",
+    "save_images",
     "save_network",
     "shifted_times",
+    "simulate_plane",
     "snr",
     "solve",
     "solver_benchmark",
+    "sparse_axes",
+    "step_costs",
+    "straighten",
+    "teacher_chords",
     "teacher_pairs",
     "teacher_samples",
+    "times_cost",
     "times_from_diffusers",
     "to_diffusers_scheduler",
     "translate",
     "transport_residual",
     "uniform_times",
+    "vmf_kappa",
 ]

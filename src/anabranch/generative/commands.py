@@ -1,4 +1,4 @@
-"""Sample a flow, and distill it to a few steps."""
+"""Sample a flow, choose its times, and distill it to a few steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Sample a flow, and distill it to a few steps.",
+    help="Sample a flow, choose its times, and distill it to a few steps.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -273,3 +273,10 @@ def _bar(what: str, total: int) -> Iterator[Any]:
             bar.update(task, completed=done, loss=f"loss {metrics['loss']:.4f}" if "loss" in metrics else "")
 
         yield progress
+
+
+from anabranch.generative._source_command import app as source  # noqa: E402
+from anabranch.generative._times_command import times  # noqa: E402
+
+app.command()(times)
+app.add_typer(source, name="source")
