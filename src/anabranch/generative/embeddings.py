@@ -13,8 +13,8 @@ class TimeEmbedding(nn.Module):
     """Features of a time in [0, 1]: itself and sines and cosines of ``octaves`` doublings of half a period, then an MLP.
 
     Few octaves, because the highest frequency bounds the network's slope in time, which MeanFlow differentiates: on an
-    eight-mode mixture six octaves instead of two made its one-step error 2.6 times larger and helped nobody else (a noise
-    level can also be read off the state).
+    eight-mode mixture six octaves instead of two made its one-step error 2.6 times larger (one seed, 600 steps) and helped
+    nobody else much (a noise level can also be read off the state).
     """
 
     def __init__(self, width: int, *, octaves: int = 2) -> None:
