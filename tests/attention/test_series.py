@@ -76,7 +76,7 @@ def test_a_set_of_the_archive_is_found_in_the_data_folder_first(tmp_path: Path) 
     (tmp_path / "JapaneseVowels").mkdir()
     (tmp_path / "JapaneseVowels" / "JapaneseVowels_TRAIN.ts").write_text(TS)
     assert read_uea("JapaneseVowels", "TRAIN", tmp_path).labels.tolist() == [1, 0]
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps aeon"):
+    with pytest.raises(FileNotFoundError, match="anabranch data japanese-vowels"):
         read_uea("NoSuchSet", "TEST", tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,9 @@ def tone_series(n: int, *, seed: int) -> LabelledSeries:
 
 
 def read_uea(name: str, split: str, folder: Path, classes: Sequence[str] | None = None) -> LabelledSeries:
-    """A set of the UEA archive: ``folder/name/name_SPLIT.ts`` or ``folder/name_SPLIT.ts``, else the one inside the package aeon.
+    """A set of the UEA archive: ``name_SPLIT.ts`` in ``folder/name``, ``folder/its-name`` or ``folder``, else in aeon.
 
-    aeon ships a few, JapaneseVowels and BasicMotions among them; it is looked into, not imported.
+    ``anabranch data japanese-vowels`` puts JapaneseVowels there. aeon has a few more; it is looked into, not imported.
 
     Args:
         split: "TRAIN" or "TEST".
@@ -90,15 +91,16 @@ def read_uea(name: str, split: str, folder: Path, classes: Sequence[str] | None 
         FileNotFoundError: neither has it; says how to get it.
     """
     file = f"{name}_{split}.ts"
-    places = [folder / name / file, folder / file]
+    dashed = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+    places = [folder / name / file, folder / dashed / file, folder / file]
     if found := importlib.util.find_spec("aeon"):
         places += [Path(place) / "datasets" / "data" / name / file for place in found.submodule_search_locations or ()]
     for place in places:
         if place.is_file():
             return read_series(place, classes)
     raise FileNotFoundError(
-        f"{file} is not in {folder / name}: put it there (timeseriesclassification.com has the archive), or, for a set that "
-        "the package aeon ships, pip install --no-deps aeon"
+        f"{file} is not in {folder / name}: put it there (timeseriesclassification.com has the archive); JapaneseVowels and "
+        "BasicMotions come by `anabranch data japanese-vowels` and `anabranch data basic-motions`"
     )
 
 

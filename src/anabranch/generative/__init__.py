@@ -18,6 +18,7 @@ from anabranch.generative._checks import SingularTimeError
 from anabranch.generative.autoregressive import AutoregressiveMap, SolveInfo
 from anabranch.generative.autoregressive_interop import MaskedAutoregressiveMap, maps_from_zuko
 from anabranch.generative.bits import bits_per_dimension
+from anabranch.generative.consistency_sampling import jump_and_renoise
 from anabranch.generative.couplings import ClasswiseOT, Coupling, Fixed, Independent, MinibatchOT
 from anabranch.generative.dct_source import DCTMaskSource
 from anabranch.generative.denoising_objectives import DenoisingScoreMatching
@@ -76,6 +77,7 @@ from anabranch.generative.plane_simulation import PLANE_SCENARIOS, PlaneRuns, Pl
 from anabranch.generative.pruned_source import PrunedSource, PruningError
 from anabranch.generative.sampling_plan import SamplingPlan, evaluation_seconds, plan_sampling
 from anabranch.generative.save_load import load_network, network_notes, save_network
+from anabranch.generative.saved_memory import bytes_saved_for_backward
 from anabranch.generative.score_matching import ScoreMatching
 from anabranch.generative.sde import IntegratedPath, LinearSDE
 from anabranch.generative.sde_paths import GeometricVEPath, SubVPPath
@@ -244,6 +246,7 @@ __all__ = [
     "add_low_rank",
     "ancestral",
     "bits_per_dimension",
+    "bytes_saved_for_backward",
     "change_path",
     "convert",
     "coverage_one_to_one",
@@ -267,6 +270,7 @@ __all__ = [
     "interval_split_target",
     "invert_autoregressive",
     "jump",
+    "jump_and_renoise",
     "langevin",
     "load_axes",
     "load_images",

@@ -11,6 +11,7 @@ from anabranch.worlds.digits import load_digits
 from anabranch.worlds.fashion_mnist import CLASSES as FASHION_CLASSES
 from anabranch.worlds.fashion_mnist import FASHION_MNIST, load_fashion_mnist
 from anabranch.worlds.shared_weights import FASHION_CLASSIFIER, FASHION_TEACHER, Weights
+from anabranch.worlds.uea_series import BASIC_MOTIONS, JAPANESE_VOWELS
 
 if TYPE_CHECKING:
     from anabranch.worlds.empirical_flow import EmpiricalFlow
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from anabranch.worlds.fashion_teacher import balanced_labels, load_fashion_teacher
     from anabranch.worlds.gaussian_mixture import GaussianMixture
 
-CARDS: dict[str, Card | Weights] = {card.name: card for card in (FASHION_MNIST, FASHION_TEACHER, FASHION_CLASSIFIER)}
+CARDS: dict[str, Card | Weights] = {
+    card.name: card for card in (FASHION_MNIST, FASHION_TEACHER, FASHION_CLASSIFIER, JAPANESE_VOWELS, BASIC_MOTIONS)
+}
 
 __all__ = [
+    "BASIC_MOTIONS",
     "CARDS",
     "FASHION_CLASSES",
     "FASHION_CLASSIFIER",
     "FASHION_MNIST",
     "FASHION_TEACHER",
+    "JAPANESE_VOWELS",
     "Card",
     "DataMissing",
     "EmpiricalFlow",

@@ -55,7 +55,7 @@ PAPER = Paper(
     ),
     package="attention",
     extra="attention",
-    data=("fashion-mnist",),
+    data=("fashion-mnist", "japanese-vowels", "basic-motions"),
     parts=(
         "anabranch.attention:flow_attention",
         "anabranch.attention:flow_attention_causal",

@@ -28,6 +28,7 @@ SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m")
 VIEWS: tuple[Any, ...] = ("noise", "denoised", "velocity")
 INEXACT = ("likelihood", "Fokker-Planck", "continuity")  # limited by the quadrature, or measured apart
 CHUNK = 250
+START = 0.02  # of networks that predict noise: their velocity divides by alpha, which is 0 at t = 0
 
 
 def experiment(lab: Lab, settings: Settings) -> None:
@@ -301,15 +302,15 @@ def trained_views(lab: Lab, settings: Settings, judge: FashionJudge) -> None:
             net = ge.PixelUNet(1, settings.channels, classes=10)
             net.load_state_dict(made["weights"])
             field = ge.Parametrized(net.eval(), predicts, linear, 1e-3)
+            start = START if predicts == "noise" else 0.0
             for solver, n in (("euler", 10), ("euler", 20), ("heun", 5), ("ab2", 10), ("dpmpp_2m", 10)):
-                x = draw(field, x0, labels, uniform_times(n), solver, path=linear)
+                x = draw(field, x0, labels, uniform_times(n, start=start), solver, path=linear)
                 calls = n * (2 if solver == "heun" else 1)
                 rows.append({"view": predicts, "steps of training": made["steps"], "solver": solver, "calls": calls,
-                             "FFD": judge(x, labels).ffd, "n": len(x)})  # fmt: skip
+                             "from t": start, "FFD": judge(x, labels).ffd, "n": len(x)})  # fmt: skip
             shown[predicts] = x
-            # The same signal-to-noise ratios on the other path; DDIM does not see which path it is on. A network that
-            # predicts noise divides by alpha, so the comparison starts where alpha is 0.02, as its users do.
-            times = uniform_times(10, start=0.02)
+            # The same signal-to-noise ratios on the other path; DDIM does not see which path it is on.
+            times = uniform_times(10, start=START)
             moved_times = torch.cat([other.t_from_lambda(linear.log_snr_half(times[:-1])), times[-1:]])
             scale = float(other.sigma(moved_times[0]) / linear.sigma(times[0]))
             moved = ge.change_path(field, linear, other)

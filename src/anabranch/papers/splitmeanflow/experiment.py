@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -101,16 +102,26 @@ def eight_modes() -> GaussianMixture:
     return GaussianMixture(weights=torch.arange(1.0, 9.0) / 36, means=means, covariances=0.15**2)
 
 
+def with_average(objective: Any, net: torch.nn.Module) -> tuple[Any, torch.nn.Module | None]:
+    """A consistency model takes its targets from averaged weights (Song et al., algorithm 2): the network to keep them in."""
+    if not isinstance(objective, ge.Consistency):
+        return objective, None
+    average = copy.deepcopy(net).requires_grad_(False)
+    return replace(objective, target=average), average
+
+
 def train_on_mixture(name: str, objective: Any, steps: int, seed: int) -> dict[str, Any]:
     """Weights after ``steps`` steps of 256 samples, and the seconds a step took."""
     torch.manual_seed(seed)
     net: torch.nn.Module = ge.ResMLP(2, 192, 3)
     world = eight_modes()
     data = world.sample(50_000, generator=torch.Generator().manual_seed(seed)).float()
+    average = None
     if name != "flow matching":
         net = ge.FlowMapModel.from_velocity(net)
-        objective = replace(objective, velocity=world.velocity())
-    done = ge.fit(net, objective, data, steps=steps, batch_size=256, generator=torch.Generator().manual_seed(seed + 1))
+        objective, average = with_average(replace(objective, velocity=world.velocity()), net)
+    done = ge.fit(net, objective, data, steps=steps, batch_size=256, generator=torch.Generator().manual_seed(seed + 1),
+                  average=average)  # fmt: skip
     return {"weights": done.ema.state_dict(), "seconds": done.seconds}
 
 
@@ -122,7 +133,10 @@ def mixture_net(name: str, weights: dict[str, Tensor]) -> Any:
 
 
 def mixture(lab: Lab, settings: Settings) -> None:
-    """RMSE to the exact end points from the same noises, and MMD to fresh data, at 1, 2 and 4 calls."""
+    """RMSE to the exact end points from the same noises, and MMD to fresh data, at 1, 2 and 4 calls.
+
+    A consistency model knows jumps to the end only: between calls it takes fresh noise, and has no end point of its own then.
+    """
     world, arms = eight_modes(), {"flow matching": ge.FlowMatching(), **OBJECTIVES}
     x0 = torch.randn(settings.points, 2, generator=draw_from(lab, 1))
     exact = ge.solve(world.velocity(), x0.double(), uniform_times(200), "midpoint").float()
@@ -137,16 +151,16 @@ def mixture(lab: Lab, settings: Settings) -> None:
             net = mixture_net(name, made["weights"])
             row: Row = {"net": name, "ms a step": 1e3 * made["seconds"] / settings.oracle_steps}
             for n in STEPS:
-                draw = (
-                    ge.solve(net, x0, uniform_times(n))
-                    if name == "flow matching"
-                    else ge.jump(net, x0, uniform_times(n))
-                )
-                errors[name, n] = float((draw - exact).square().sum(1).mean().sqrt())
-                row[f"RMSE, {n} calls"] = errors[name, n]
+                if name == "flow matching":
+                    draw = ge.solve(net, x0, uniform_times(n))
+                else:
+                    draw = sampled(net, n, x0, draw_from(lab, 9), consistency=name == "Consistency")
+                if n == 1 or name != "Consistency":
+                    errors[name, n] = float((draw - exact).square().sum(1).mean().sqrt())
+                    row[f"RMSE, {n} calls"] = errors[name, n]
                 row[f"MMD, {n} calls"] = metrics.mmd(draw[:2000], fresh[:2000], bandwidths=[0.1, 0.3, 1.0])
                 ends[name, n] = draw
-            if name != "flow matching":
+            if name not in ("flow matching", "Consistency"):
                 row["composition residual"] = residual(net, x0)
             rows.append(row)
             stage.advance()
@@ -217,7 +231,7 @@ def cost_of_a_step(lab: Lab, settings: Settings) -> None:
         timing = lab.time(
             measure, partial(step, "SplitMeanFlow"), partial(step, "MeanFlow"), pairs=settings.timing_pairs
         )
-        kept = {name: saved_bytes(partial(step, name)) for name in ("SplitMeanFlow", "MeanFlow")}
+        kept = {name: ge.bytes_saved_for_backward(partial(step, name)) for name in ("SplitMeanFlow", "MeanFlow")}
         lab.measure(
             f"meanflow-memory-over-split-{kind}", kept["MeanFlow"] / kept["SplitMeanFlow"], unit="x", scale="log"
         )
@@ -230,23 +244,6 @@ def cost_of_a_step(lab: Lab, settings: Settings) -> None:
         rows,
         caption="One training step, float32: median time, and memory kept for the backward pass.",
     )
-
-
-def saved_bytes(step: Any) -> int:
-    """Bytes of the distinct storages that autograd keeps between forward and backward, without parameters."""
-    kept: dict[int, int] = {}
-
-    def pack(given: Tensor) -> Tensor:
-        tensor = given
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        if not isinstance(tensor, torch.nn.Parameter) and not tensor._is_zerotensor():
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return given
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
 
 
 # Part B: images. Every student starts from the shipped teacher and has the same seconds.
@@ -278,8 +275,13 @@ def solved(field: Any, n: int, x0: Tensor, label: Tensor) -> Tensor:
     return ge.solve(field, x0, uniform_times(n), label=label)
 
 
-def jumped(student: Any, n: int, x0: Tensor, label: Tensor) -> Tensor:
-    return ge.jump(student, x0, uniform_times(n), label=label)
+def sampled(
+    u: Any, n: int, x0: Tensor, generator: torch.Generator, consistency: bool = False, **condition: Any
+) -> Tensor:
+    """``n`` calls of a flow map, each method's own way."""
+    if consistency:
+        return ge.jump_and_renoise(u, x0, uniform_times(n), generator=generator, **condition)
+    return ge.jump(u, x0, uniform_times(n), **condition)
 
 
 def images(lab: Lab, settings: Settings) -> None:
@@ -321,7 +323,9 @@ def images(lab: Lab, settings: Settings) -> None:
             student.load_state_dict(made["weights"])
             students[name, guidance] = student.eval()
             for n in STEPS:
-                score(name, guidance, n, n, partial(jumped, student, n))
+                again = draw_from(lab, 9)
+                score(name, guidance, n, n, lambda a, b, n=n, u=student, g=again, c=name == "Consistency": sampled(
+                    u, n, a, g, c, label=b))  # fmt: skip
             for row in rows[-len(STEPS) :]:
                 row["training steps"] = made["steps"]
             for entry in made["history"]:
@@ -360,7 +364,7 @@ def sampling_time(lab: Lab, settings: Settings, guided: Any, student: Any) -> No
     x0, labels = torch.randn(128, 1, 28, 28, generator=draw_from(lab, 6)), balanced_labels(128)
     lab.time(
         "sampling-speed-up",
-        partial(jumped, student, 1, x0, labels),
+        partial(ge.jump, student, x0, uniform_times(1), label=labels),
         partial(solved, guided, 10, x0, labels),
         pairs=settings.timing_pairs,
     )
@@ -379,7 +383,7 @@ def show_images(lab: Lab, settings: Settings, rows: list[Row], drawn: dict[tuple
     columns = [("teacher", 10, "teacher, 20 calls"), ("SplitMeanFlow", 4, "student, 4 calls"),
                ("SplitMeanFlow", 2, "student, 2 calls"), ("SplitMeanFlow", 1, "student, 1 call"),
                ("teacher", 1, "teacher, 2 calls")]  # fmt: skip
-    figure, axes = new_figure(1, len(columns), figsize=(10, 4.4))
+    figure, axes = new_figure(1, len(columns), figsize=(10, 2.9))
     for axis, (name, steps, title) in zip(axes, columns, strict=True):
         axis.imshow(image_grid(-drawn[name, w, steps][:20], columns=4), interpolation="nearest")
         axis.set_title(title, fontsize=9)
