@@ -16,7 +16,7 @@ class Settings:
     points: int  # of the mixture, on which errors are taken
     student_seconds: float  # of training, the same for every image student
     student_steps: int  # most training steps of an image student
-    batch_size: int  # of the image students
+    batch_size: int  # of the image students; the consistency model takes four times as many
     images: int  # drawn by each sampler
     timing_pairs: int  # interleaved pairs of every timing
     guidance: float = 2.0  # scale inside the guided students and their teacher
@@ -103,7 +103,7 @@ assert samples.shape == (4, 1, 28, 28)
             points=4000,
             student_seconds=70.0,
             student_steps=5000,
-            batch_size=32,
+            batch_size=16,
             images=2000,
             timing_pairs=9,
         ),
@@ -113,12 +113,12 @@ assert samples.shape == (4, 1, 28, 28)
             points=20_000,
             student_seconds=7200.0,
             student_steps=100_000,
-            batch_size=512,
+            batch_size=256,
             images=10_000,
             timing_pairs=15,
         ),
     },
-    seconds={"smoke": 9, "laptop": 560, "paper": 50_000},
+    seconds={"smoke": 9, "laptop": 590, "paper": 50_000},
     claims=(
         Claim(
             name="two-steps-equal-ten",
