@@ -1,5 +1,6 @@
 """The dynamic programme against brute force, an integer programme and a shortest path; the times in a diffusers pipeline."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anabranch.generative import (
+    SOLVERS,
+    LinearPath,
     StepCosts,
     endpoint_times,
     from_diffusers,
@@ -82,6 +85,43 @@ def test_the_programme_finds_what_brute_force_finds(seed: int) -> None:
             assert torch.equal(times, one.times)
             assert torch.equal(times, costs.anchors[one.indices])
             assert times_cost(costs, times) == one.cost
+
+
+FIXED_STEP = sorted(name for name, one in SOLVERS.items() if name != "dopri5" and not one.stochastic)
+OWN_COSTS: dict[str, Any] = {
+    "squared": None,
+    "absolute": lambda a, b: (a - b).abs().sum(1),
+    "of features": lambda a, b: (torch.tanh(3 * a) - torch.tanh(3 * b)).square().sum(1).sqrt(),
+}
+
+
+@pytest.mark.parametrize("cost", OWN_COSTS)
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_the_optimum_of_any_solver_and_any_cost(solver: str, cost: str) -> None:
+    """Against every choice of times, each step of it taken by ``solve`` itself from the fine trajectory."""
+    x0 = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    distance = OWN_COSTS[cost] or (lambda a, b: (a - b).square().sum(1))
+    grid, last = uniform_times(6, start=0.02, end=0.97), 6
+    fine = solve(FIELD, x0, grid, "rk4", return_trajectory=True)
+    costs = step_costs(FIELD, x0, grid, solver=solver, reference="rk4", cost=OWN_COSTS[cost], batch_size=3)
+    memory = costs.costs.ndim - 1
+
+    @functools.cache
+    def step(nodes: tuple[int, ...]) -> float:
+        """Mean distance after the step between the last two of ``nodes``, those before it exact."""
+        advance = SOLVERS[solver].prepare(grid[list(nodes)], LinearPath(), x0)
+        for i, node in enumerate(nodes[:-1]):
+            end = advance(i, fine.states[node], FIELD, x0.clone)[0]
+        return float(distance(end, fine.states[nodes[-1]]).mean())
+
+    for n in range(1, last + 1):
+        choices = {}
+        for inner in itertools.combinations(range(1, last), n - 1):
+            nodes = (0, *inner, last)
+            choices[nodes] = math.fsum(step(nodes[max(0, i - memory) : i + 1]) for i in range(1, len(nodes)))
+        found = optimal_frontier(costs, n)[-1]
+        assert found.cost == pytest.approx(min(choices.values()), rel=1e-8, abs=1e-18)
+        assert choices[tuple(found.indices.tolist())] == pytest.approx(min(choices.values()), rel=1e-8, abs=1e-18)
 
 
 @settings(max_examples=60, deadline=None)
@@ -245,6 +285,37 @@ def test_a_real_pipeline_takes_the_times_as_sigmas(pipeline: Path, generator: to
             for step in scheduler.timesteps:
                 y = scheduler.step(pipe.unet(y, step, class_labels=label).sample, step, y).prev_sample
         torch.testing.assert_close(y, solve(field, x0, times, class_labels=label), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_pipeline_called_with_sigmas(shift: float, generator: torch.Generator) -> None:
+    """Stable Diffusion 3's pipeline, tiny and with random weights: ``pipe(..., sigmas=...)`` ends where solve does."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=12,
+        pos_embed_max_size=8,
+    ).requires_grad_(False)  # fmt: skip
+    for p in transformer.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=shift), vae=None,
+        text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    field = from_diffusers(pipe)
+    words, pooled = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 12, generator=generator)
+    x0 = torch.randn(3, 4, 8, 8, generator=generator)
+    condition = {"encoder_hidden_states": words, "pooled_projections": pooled}
+    costs = step_costs(field, x0, 12, batch_size=2, **condition)
+    times = optimal_times(costs, 4)
+    assert not torch.equal(times, uniform_times(4))
+    sigmas = (1 - times[:-1]) / (shift - (shift - 1) * (1 - times[:-1]))  # the scheduler shifts what it is given
+    drawn = pipe(prompt_embeds=words, pooled_prompt_embeds=pooled, latents=x0, sigmas=sigmas.tolist(), output_type="latent",
+                 num_inference_steps=4, guidance_scale=1.0, height=64, width=64).images  # fmt: skip
+    torch.testing.assert_close(times_from_diffusers(pipe.scheduler), times, rtol=0, atol=1e-6)
+    torch.testing.assert_close(drawn, solve(field, x0, times, **condition), rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input() -> None:

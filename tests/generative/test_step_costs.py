@@ -69,6 +69,21 @@ def test_the_euler_table_is_the_naive_one(dtype: torch.dtype, generator: torch.G
     assert error < (1e-9 if dtype == torch.float64 else 1e-4)
 
 
+def test_every_entry_of_an_image_sized_table_in_float32(generator: torch.Generator) -> None:
+    """100 anchors, 784 numbers a state: nothing cancels, nothing is below zero; one and two intervals are as good."""
+    x0 = torch.randn(6, 784, generator=generator)
+    for anchors in (100, 2, 1):
+        found = step_costs(smooth_field(784, torch.float32), x0, anchors)
+        exact = naive_euler(smooth_field(784, torch.float64), x0.double(), uniform_times(anchors))
+        steps = torch.isfinite(exact)
+        assert bool((found.costs[steps] >= 0).all())
+        assert found.costs.diagonal(1).abs().max() == 0
+        off = steps.clone()
+        off.diagonal(1).fill_(False)
+        if bool(off.any()):
+            assert float(((found.costs - exact) / exact)[off].abs().max()) < 1e-4
+
+
 def test_squares_give_the_standard_error(x0: Tensor) -> None:
     """Against tables of single samples."""
     found = step_costs(FIELD, x0, 7, batch_size=3)
@@ -157,6 +172,8 @@ def test_a_straight_field_costs_nothing(x0: Tensor) -> None:
         found = step_costs(lambda x, t: torch.ones_like(x) * 1.5, x0, 8, solver=solver).costs
         if solver != "dpmpp_2m":  # exact on lines of the path, not on all straight ones
             assert float(found[torch.isfinite(found)].max()) < 1e-24
+    end = solve(lambda x, t: torch.ones_like(x) * 1.5, x0, uniform_times(1))
+    torch.testing.assert_close(end, x0 + 1.5, rtol=0, atol=1e-15)  # and one step is exact
     to_the_mean = GaussianMixture(weights=[1.0], means=[[1.0, 2.0]], covariances=0.0)  # every path a line of the path
     found = step_costs(to_the_mean.velocity(), x0, uniform_times(8, end=0.9), solver="dpmpp_2m").costs
     assert float(found[torch.isfinite(found)].max()) < 1e-24

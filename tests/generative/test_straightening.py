@@ -163,6 +163,17 @@ def test_low_rank_products(generator: torch.Generator) -> None:
     torch.testing.assert_close(net(x, t, label), changed, rtol=0, atol=1e-6)
 
 
+def test_low_rank_products_are_drawn_from_the_generator() -> None:
+    made = []
+    for _ in range(2):  # torch's global generator goes on between the two
+        net = add_low_rank(nn.Linear(5, 7), 2, generator=torch.Generator().manual_seed(3))
+        made.append(next(low_rank_parameters(net)))
+    assert torch.equal(*made)
+    for alpha in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="alpha must be a positive number"):
+            add_low_rank(nn.Linear(5, 7), alpha=alpha)
+
+
 def test_bad_input(x0: Tensor) -> None:
     with pytest.raises(ValueError, match=r"times holds 0\.33"):
         teacher_chords(FIELD, x0, torch.tensor([0, 0.33, 1.0]), 10)

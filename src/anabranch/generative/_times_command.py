@@ -116,12 +116,13 @@ def _sigmas(net: Any, times: Any) -> list[float] | None:
 
 
 def _hash(model: Path) -> str:
-    """Of the file, or of the names and contents of a folder's weights and configurations."""
+    """Of the file, or of the names and hashes of a folder's weights and configurations."""
+    if model.is_file():
+        with model.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     found = hashlib.sha256()
-    files = [model] if model.is_file() else sorted(p for p in model.rglob("*") if p.suffix in (".safetensors", ".json"))
-    for file in files:
-        if model.is_dir():
-            found.update(str(file.relative_to(model)).encode())
+    for file in sorted(p for p in model.rglob("*") if p.suffix in (".safetensors", ".json")):
+        found.update(str(file.relative_to(model)).encode())
         with file.open("rb") as stream:
             found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()

@@ -58,7 +58,8 @@ class TableModel:
 
 
 def _output(model: Any, x: Tensor, step: Tensor, condition: dict[str, Any]) -> Tensor:
-    result: Any = model(x, step.to(time_dtype(x)).expand(len(x)), **condition)
+    # By name: a transformer's second argument is the text, a UNet's the time.
+    result: Any = model(x, timestep=step.to(time_dtype(x)).expand(len(x)), **condition)
     output: Tensor = result[0] if isinstance(result, tuple) else getattr(result, "sample", result)
     return output
 

@@ -158,7 +158,7 @@ def straighten(
     """
     student = copy.deepcopy(teacher).requires_grad_(True)
     if rank is not None:
-        student = add_low_rank(student, rank, alpha=alpha)
+        student = add_low_rank(student, rank, alpha=alpha, generator=generator)
     objective = Straighten(chords, batch_size, weight)
     done = fit(student, objective, steps=steps, generator=generator, **options)
     if rank is not None:
