@@ -46,7 +46,8 @@ def add_low_rank(
         generator: ``down`` is drawn from it; None takes torch's global one, as layers do.
 
     Raises:
-        ValueError: rank < 1, an alpha that is not a positive number, no layer of these kinds, a network that has products or other parametrizations already.
+        ValueError: rank < 1, an alpha that is not a positive number, no layer of these kinds, a network that has products or
+            other parametrizations already.
     """
     check_count("rank", rank)
     if not 0 < alpha < math.inf:
