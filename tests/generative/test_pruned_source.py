@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg, stats
 from torch import Tensor
 from typer.testing import CliRunner
 
 from anabranch import generative as ge
+from anabranch.cli import main
 from anabranch.generative import _source_command as command
 from anabranch.generative import uniform_times
 from anabranch.generative._spheres import cap_probability
-from anabranch.generative.sparse_axes import jaccard
+from anabranch.generative.sparse_axes import _largest_cosines, _Rows, jaccard
 from anabranch.worlds import GaussianMixture, balanced_labels, fashion_tensors, load_fashion_teacher
 
 F64 = torch.float64
@@ -255,3 +258,127 @@ def test_geometry_report(generator: torch.Generator) -> None:
     counts = [len(ge.sparse_axes(x, t).vectors) for t in (0.1, 0.4)]
     assert [row.axes for row in told.sparse] == counts
     assert told.sparse[1].acceptance <= told.sparse[0].acceptance <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 10_000), st.sampled_from([0.5, 0.9, 1.0]))
+def test_nonnegative_coordinates_leave_exactly_the_minus_axes_empty(d: int, n: int, seed: int, quantile: float) -> None:
+    """Data = Q z, z > 0: every cosine to an axis is above 0 and to its opposite below; the maxima match brute force."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=F64)).Q
+    data = ((torch.rand(n, d, generator=g, dtype=F64) + 0.01) @ q.T).float()
+    found = _largest_cosines(_Rows(data, False, 7), q.T.float(), quantile)
+    assert bool((found[:d] > 0).all())
+    assert bool((found[d:] < 0).all())
+    unit = data.double() / data.double().norm(dim=1, keepdim=True)
+    cosines = torch.cat([unit @ q, -(unit @ q)], 1).sort(dim=0).values
+    wanted = cosines[math.ceil(quantile * n) - 1]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+
+
+def test_principal_subspaces_against_scikit_learn(generator: torch.Generator) -> None:
+    """Angles between the spans of the leading and of the last axes: at most 1e-4."""
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn is not installed")
+    data = torch.randn(3000, 10, generator=generator) * 2.0 ** -torch.arange(10) + 0.3
+    ours = ge.sparse_axes(data, 1.0).basis.double().numpy()
+    unit = (data.double() / data.double().norm(dim=1, keepdim=True)).numpy()
+    theirs = decomposition.PCA().fit(unit).components_
+    for k in range(1, 10):
+        assert linalg.subspace_angles(ours[:k].T, theirs[:k].T).max() <= 1e-4
+        assert linalg.subspace_angles(ours[k:].T, theirs[k:].T).max() <= 1e-4
+
+
+class Foreign(torch.nn.Module):
+    """Somebody else's velocity network: not ours, no attribute of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 1, 1))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        level = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1, 1, 1).expand(len(x), 1, *x.shape[2:])
+        return self.body(torch.cat([x, level], 1))
+
+
+def test_a_foreign_model_takes_aligned_norms_without_training() -> None:
+    """Any field whatever: the same end points from c x0 as from x0, once steps are fine; the weights are as they were."""
+    torch.manual_seed(0)
+    model = Foreign().double().requires_grad_(False)
+    before = [p.clone() for p in model.parameters()]
+    x0 = torch.randn(6, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    wanted = ge.solve(model, x0, uniform_times(400), "rk4")
+    for c in (0.4908, 0.82, 1.7):
+        moved = ge.solve(ge.NormAlignedField(model, c), c * x0, uniform_times(400), "rk4")
+        torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-8)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_pruned_latents_in_the_loop_of_diffusers(tmp_path: Path, generator: torch.Generator) -> None:
+    """What `source noise` writes goes through diffusers' own scheduler as its latents, and gives what our solver gives."""
+    schedulers = pytest.importorskip("diffusers.schedulers", reason="diffusers is not installed")
+    from safetensors.torch import load_file
+
+    x = torch.rand(200, 1, 5, 5, generator=generator) * 2 - 0.6
+    np.savez(tmp_path / "x.npz", x=(x.numpy() + 1) / 2.5)
+    axes, out = tmp_path / "axes.safetensors", tmp_path / "latents.safetensors"
+    assert CliRunner().invoke(command.app, ["axes", str(tmp_path / "x.npz"), "--mean", "-o", str(axes)]).exit_code == 0
+    done = CliRunner().invoke(command.app, ["noise", str(axes), "-n", "6", "--accept", "0.6", "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    latents = load_file(out)["latents"]
+    assert bool(ge.PrunedSource(ge.GaussianSource((1, 5, 5)), ge.load_axes(axes), accept=0.6).keeps(latents).all())
+    torch.manual_seed(0)
+    model = Foreign().requires_grad_(False)
+    scheduler = schedulers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(8)
+    times = ge.times_from_diffusers(scheduler)
+    theirs = latents
+    for i, step in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(-model(theirs, times[i].float()), step, theirs).prev_sample
+    torch.testing.assert_close(theirs, ge.solve(model, latents, times), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "nothing.npz"], "nothing.npz"),
+        (["report", "ints.npy"], "floats"),
+        (["axes", "x.npy", "-o", "axes.pt"], ".safetensors"),
+        (["axes", "x.npy", "-o", "nowhere/axes.safetensors"], "no folder"),
+        (["axes", "x.npy", "--threshold", "1.5", "-o", "a.safetensors"], "threshold"),
+        (["noise", "x.npy", "-o", "n.npz"], "holds no axes"),
+        (["report", "other.safetensors"], "latents"),
+    ],
+)
+def test_bad_input_of_the_command_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
+    np.save("ints.npy", np.arange(20).reshape(4, 5))
+    save_file({"other": torch.zeros(3, 4)}, "other.safetensors")
+    monkeypatch.setattr("sys.argv", ["anabranch", "generative", "source", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert words in told.err.replace("\n", " ")
+    assert "Traceback" not in told.err
+
+
+def test_pruning_a_scaled_pruned_source_again(generator: torch.Generator) -> None:
+    """A pruned source has no uniform directions, whatever it is wrapped in: its acceptance is counted, not computed."""
+    axes = ge.Axes(torch.eye(4)[:1], torch.eye(4), torch.full((8,), -1.0), torch.ones(4), 0.0, (4,), 1)
+    once = ge.PrunedSource(ge.GaussianSource((4,)), axes, max_cosine=0.2)
+    scaled = ge.NormAlignedSource(once, 2.0)
+    assert once.base_isotropic
+    assert not scaled.isotropic
+    twice = ge.PrunedSource(scaled, axes, max_cosine=0.2)
+    with pytest.raises(NotImplementedError, match="estimate_acceptance"):
+        _ = twice.acceptance_rate
+    assert twice.estimate_acceptance(500, generator=generator) == 1.0

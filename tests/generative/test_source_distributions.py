@@ -329,3 +329,20 @@ def test_quadrature_of_a_cap_in_space() -> None:
 
     assert integrate.quad(density, 0.3, 1)[0] * 2 * math.pi == pytest.approx(1, rel=1e-9)
     assert density(0.29) == 0
+
+
+@pytest.mark.parametrize(("d", "kappa"), [(3, 10.0), (784, 300.0), (3072, 1500.0)])
+def test_concentration_from_twenty_thousand_draws(d: int, kappa: float) -> None:
+    """Mean cosine within three standard errors, the concentration within 2 %."""
+    direction = torch.zeros(1, d)
+    direction[0, 0] = 1
+    source = ge.VonMisesFisherSource(directions=direction, kappa=kappa, radius=1.0)
+    g = torch.Generator().manual_seed(0)
+    total, cosines = torch.zeros(d, dtype=F64), []
+    for _ in range(10):
+        x = source.sample(2000, generator=g)
+        total += x.sum(0, dtype=F64)
+        cosines.append(x[:, 0].double())
+    cosine = torch.cat(cosines)
+    assert abs(float(cosine.mean()) - bessel_ratio(d / 2 - 1, kappa)) <= 3 * float(cosine.std()) / 20_000**0.5
+    assert ge.vmf_kappa(float(total.norm()) / 20_000, d) == pytest.approx(kappa, rel=0.02)

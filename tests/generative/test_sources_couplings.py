@@ -124,3 +124,13 @@ def test_independent_and_fixed(generator: torch.Generator) -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=words):
             make()
+
+
+def test_bound_of_a_whole_transport_plan(generator: torch.Generator) -> None:
+    """The assignment costs what torchcfm's plan costs: POT's exact solver, called as torchcfm calls it."""
+    ot = pytest.importorskip("ot", reason="POT is not installed")
+    x0, x1 = torch.randn(2, 64, 3, 4, generator=generator)
+    cost = torch.cdist(x0.reshape(64, -1), x1.reshape(64, -1)) ** 2
+    plan = ot.emd(ot.unif(64), ot.unif(64), cost.numpy())
+    ours = MinibatchOT().pair(x0, x1)
+    assert float((ours.x0 - ours.x1).square().sum()) / 64 == pytest.approx(float((plan * cost.numpy()).sum()), rel=1e-5)

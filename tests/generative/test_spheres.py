@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from anabranch.generative import GaussianSource
 from anabranch.generative._acceptance import clear_share, orthonormal_share
 from anabranch.generative._spheres import (
     bessel_ratio,
@@ -133,3 +134,12 @@ def test_other_axes_are_estimated() -> None:
     z = np.random.default_rng(1).normal(size=(200_000, 5))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     assert share == pytest.approx(((z @ axes.T).max(1) <= 0.4).mean(), abs=0.01)
+
+
+def test_mean_norm_against_monte_carlo() -> None:
+    """100,000 draws, three standard errors."""
+    g = torch.Generator().manual_seed(0)
+    for d in (2, 48, 784):
+        norms = torch.cat([GaussianSource((d,)).sample(10_000, generator=g).norm(dim=1).double() for _ in range(10)])
+        assert abs(float(norms.mean()) - chi_mean(float(d))) <= 3 * float(norms.std()) / len(norms) ** 0.5
+    assert 27.1981 / chi_mean(3072.0) == pytest.approx(0.4908, abs=1e-4)

@@ -20,12 +20,21 @@ from anabranch.generative.autoregressive_interop import MaskedAutoregressiveMap,
 from anabranch.generative.bits import bits_per_dimension
 from anabranch.generative.consistency_sampling import jump_and_renoise
 from anabranch.generative.couplings import ClasswiseOT, Coupling, Fixed, Independent, MinibatchOT
+from anabranch.generative.data_free import BestOfN, best_of_n, check_teacher, distill_without_data
+from anabranch.generative.data_free_objectives import (
+    DistributionCorrection,
+    FreeFlow,
+    StudentAndCritic,
+    TrajectoryPrediction,
+    UniformLabels,
+)
 from anabranch.generative.dct_source import DCTMaskSource
 from anabranch.generative.denoising_objectives import DenoisingScoreMatching
 from anabranch.generative.directional_sources import CapSource, OracleVMF, VonMisesFisherSource
 from anabranch.generative.distill import distill, teacher_samples
 from anabranch.generative.edm import EDMDenoising, EDMPreconditioned
 from anabranch.generative.embeddings import TimeEmbedding
+from anabranch.generative.end_time_derivative import end_time_derivative
 from anabranch.generative.equivalences import Equivalence, equivalence_report, transport_residual
 from anabranch.generative.fields import Counted, VelocityField
 from anabranch.generative.fit import Fitted, fit
@@ -75,6 +84,7 @@ from anabranch.generative.paths import (
 )
 from anabranch.generative.plane_simulation import PLANE_SCENARIOS, PlaneRuns, PlaneScenario, PlaneTarget, simulate_plane
 from anabranch.generative.pruned_source import PrunedSource, PruningError
+from anabranch.generative.residual_field import ResidualField
 from anabranch.generative.sampling_plan import SamplingPlan, evaluation_seconds, plan_sampling
 from anabranch.generative.save_load import load_network, network_notes, save_network
 from anabranch.generative.saved_memory import bytes_saved_for_backward
@@ -142,6 +152,7 @@ __all__ = [
     "AutoregressiveMap",
     "Axes",
     "BenchmarkRow",
+    "BestOfN",
     "BlockDiagnostics",
     "CallsExceeded",
     "CapSource",
@@ -160,6 +171,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiT",
     "DiffusersNetwork",
+    "DistributionCorrection",
     "Dopri5",
     "EDMDenoising",
     "EDMPreconditioned",
@@ -171,6 +183,7 @@ __all__ = [
     "FlowMapModel",
     "FlowMatching",
     "FlowMatchingView",
+    "FreeFlow",
     "GaussianMixtureSource",
     "GaussianPath",
     "GaussianSource",
@@ -211,6 +224,7 @@ __all__ = [
     "ReferenceSolution",
     "Reflow",
     "ResMLP",
+    "ResidualField",
     "RungeKutta",
     "SamplingPlan",
     "ScheduledPath",
@@ -226,6 +240,7 @@ __all__ = [
     "StepCosts",
     "Straighten",
     "Stratified",
+    "StudentAndCritic",
     "SubVPPath",
     "SweepStrategy",
     "TarFlow",
@@ -233,10 +248,12 @@ __all__ = [
     "TimeSampler",
     "TinyMLP",
     "Trajectory",
+    "TrajectoryPrediction",
     "TrigPath",
     "TwoTimes",
     "UNet",
     "Uniform",
+    "UniformLabels",
     "VEPath",
     "VPPath",
     "VariationalBound",
@@ -245,16 +262,20 @@ __all__ = [
     "VonMisesFisherSource",
     "add_low_rank",
     "ancestral",
+    "best_of_n",
     "bits_per_dimension",
     "bytes_saved_for_backward",
     "change_path",
+    "check_teacher",
     "convert",
     "coverage_one_to_one",
     "diagnose_blocks",
     "distill",
+    "distill_without_data",
     "dpmpp_2m",
     "edm_times",
     "elbo_weight",
+    "end_time_derivative",
     "endpoint_times",
     "equivalence_report",
     "euler_maruyama",

@@ -57,9 +57,10 @@ def orthonormal_share(d: int, single: int, both: int, cosine: float) -> float:
     inner = 0.5 - 1j * t
     log_free = -1j * t * square - 0.5 * d * np.log(2 * inner)
     bounded = erf(b * np.sqrt(inner))
-    log_kept = both * np.log(bounded) if both else 0.0
-    if single:
-        log_kept = log_kept + single * np.log(0.5 * (1 + bounded))
+    with np.errstate(divide="ignore"):  # log 0 where nothing is kept: its exponential is 0 again
+        log_kept = both * np.log(bounded) if both else 0.0
+        if single:
+            log_kept = log_kept + single * np.log(0.5 * (1 + bounded))
     weight = np.where(t == 0, 0.5, 1.0)
     free = (weight * np.exp(log_free)).real.sum()
     kept = (weight * np.exp(log_free + log_kept)).real.sum()

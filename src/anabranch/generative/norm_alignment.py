@@ -33,7 +33,10 @@ def norm_alignment(data: Float[Tensor, "n *shape"], source: Source) -> float:
     mean = float(norms.mean())
     if not 0 < mean < math.inf:
         raise ValueError(f"data has mean norm {mean}: expected finite values that are not all zero")
-    own = source.mean_norm
+    try:
+        own = source.mean_norm
+    except NotImplementedError as error:
+        raise ValueError(f"the source does not know its mean norm: {error}") from error
     if not 0 < own < math.inf:
         raise ValueError(f"the source has mean norm {own}: expected a source that knows it")
     return mean / own

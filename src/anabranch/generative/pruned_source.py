@@ -65,29 +65,31 @@ class PrunedSource:
                 raise ValueError(f"max_cosine={self.max_cosine} and accept={self.accept}: give one of them")
             if not LEAST_ACCEPTANCE <= self.accept < 1:
                 raise ValueError(f"accept must be in [{LEAST_ACCEPTANCE}, 1), got {self.accept}")
-            if not self.isotropic or not len(self.axes.vectors):
+            if not self.base_isotropic or not len(self.axes.vectors):
                 raise ValueError("accept needs an isotropic base and at least one axis: give max_cosine instead")
         elif isinstance(self.max_cosine, str):
             if self.max_cosine != "auto":
                 raise ValueError(f"max_cosine must be 'auto' or a number, got {self.max_cosine!r}")
         elif not -1 <= self.max_cosine <= 1:
             raise ValueError(f"max_cosine must be in [-1, 1], got {self.max_cosine}")
-        if self.isotropic and self.acceptance_rate < LEAST_ACCEPTANCE:
+        if self.base_isotropic and self.acceptance_rate < LEAST_ACCEPTANCE:
             raise self._error(self.acceptance_rate)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.base.shape)
 
+    isotropic = False  # its own draws avoid directions
+
     @property
-    def isotropic(self) -> bool:
-        """Whether the BASE has uniform directions, so that the acceptance and the mean norm are known."""
-        return is_isotropic(self.base) and not isinstance(self.base, PrunedSource)
+    def base_isotropic(self) -> bool:
+        """Whether the base has uniform directions, so that the acceptance and the mean norm are known."""
+        return is_isotropic(self.base)
 
     @property
     def mean_norm(self) -> float:
         """That of the base; nan where the base's norms may depend on the direction."""
-        return self.base.mean_norm if self.isotropic else math.nan
+        return self.base.mean_norm if self.base_isotropic else math.nan
 
     @cached_property
     def threshold(self) -> float:
@@ -114,7 +116,7 @@ class PrunedSource:
 
     @cached_property
     def _acceptance(self) -> tuple[float, bool]:
-        if not self.isotropic:
+        if not self.base_isotropic:
             raise NotImplementedError("the acceptance is known for uniform directions only: use estimate_acceptance")
         return clear_share(self._vectors, self.threshold)
 
@@ -143,7 +145,7 @@ class PrunedSource:
         check_count("n", n)
         if isinstance(condition, Tensor) and condition.ndim > 0 and len(condition) == n:
             return self._by_rows(n, generator, condition)
-        rate = self.acceptance_rate if self.isotropic else 1.0
+        rate = self.acceptance_rate if self.base_isotropic else 1.0
         kept: list[Tensor] = []
         missing, tried = n, 0
         while missing > 0:
