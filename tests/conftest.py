@@ -13,7 +13,15 @@ from support import ROOT, CommandLine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 install_import_hook(
-    ["anabranch.fabric", "anabranch.generative", "anabranch.worlds.gaussian_mixture"], "beartype.beartype"
+    [
+        "anabranch.fabric",
+        "anabranch.generative",
+        "anabranch.serving",
+        "anabranch.simulation",
+        "anabranch.distributed",
+        "anabranch.worlds.gaussian_mixture",
+    ],
+    "beartype.beartype",
 )
 _DATA_OF_THE_USER = data_folder()  # before any test has a home of its own
 

@@ -12,7 +12,6 @@ import pytest
 
 from anabranch import cli
 from anabranch.fabric import (
-    LLAMA2_70B,
     LeafSpine,
     Plan,
     Topology,
@@ -36,6 +35,7 @@ from anabranch.fabric import (
 )
 from anabranch.fabric._comparison import durations
 from anabranch.fabric._jobs import fail_cables, once, parse_bytes
+from anabranch.simulation import LLAMA2_70B
 from support import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -191,7 +191,7 @@ def test_alike_steps_are_looked_at_once_and_counted(anabranch, tmp_path):
     model = ("--model", "smollm2-135m", "--parallel", "2,2,8", "--sequence", "1024", "--micro-batches", "6")
     report = found(anabranch("fabric", "plan", "-t", "4x3x8", *model, "--packets", "-o", str(file), "--json"))
     fabric = LeafSpine(4, 3, 8)
-    from anabranch.fabric import SMOLLM2_135M
+    from anabranch.simulation import SMOLLM2_135M
 
     phases = model_traffic(SMOLLM2_135M, tensor_parallel=2, pipeline=2, data=8, sequence=1024, micro_batches=6)
     assert [phase.repeats for phase in phases] == [6, 1]

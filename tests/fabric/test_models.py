@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from anabranch.fabric import LLAMA2_70B, MIXTRAL_8X7B, SMOLLM2_135M, TransformerShape, model_traffic
+from anabranch.fabric import model_traffic
+from anabranch.simulation import LLAMA2_70B, MIXTRAL_8X7B, SMOLLM2_135M, TransformerShape
 
 
 @pytest.mark.parametrize(

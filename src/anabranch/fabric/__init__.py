@@ -18,14 +18,7 @@ from anabranch.fabric.export import (
 from anabranch.fabric.fat_tree import FatTree
 from anabranch.fabric.graph import GraphTopology
 from anabranch.fabric.konig import KonigTradeoff, LeafPlan, konig_matrix, konig_tradeoff, plan_konig
-from anabranch.fabric.models import (
-    LLAMA2_70B,
-    MIXTRAL_8X7B,
-    SMOLLM2_135M,
-    TrafficPhase,
-    TransformerShape,
-    model_traffic,
-)
+from anabranch.fabric.models import TrafficPhase, model_traffic
 from anabranch.fabric.optimum import Optimum, closed_form_optimum, optimum
 from anabranch.fabric.plan import Plan, SprayPlan
 from anabranch.fabric.planners import plan_ecmp, plan_greedy, plan_spray, replan
@@ -34,9 +27,6 @@ from anabranch.fabric.topology import LeafSpine, Topology, fail_links
 from anabranch.fabric.traffic import LeafDemand, Traffic, concatenate, read_placement, read_traffic
 
 __all__ = [
-    "LLAMA2_70B",
-    "MIXTRAL_8X7B",
-    "SMOLLM2_135M",
     "FatTree",
     "GraphTopology",
     "KonigTradeoff",
@@ -50,7 +40,6 @@ __all__ = [
     "Topology",
     "Traffic",
     "TrafficPhase",
-    "TransformerShape",
     "closed_form_optimum",
     "collective",
     "concatenate",

@@ -14,6 +14,7 @@ import numpy as np
 
 import anabranch.fabric as fb
 from anabranch.fabric import Plan, Topology, Traffic
+from anabranch.simulation import LLAMA2_70B, MIXTRAL_8X7B, SMOLLM2_135M, TransformerShape
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{i}B": (1024 if i else 1000) ** power
@@ -21,7 +22,7 @@ _UNITS = {"": 1, "B": 1} | {
     for i in ("", "I")
 }  # fmt: skip
 _MOST_FLOWS = 30_000_000
-MODELS = {"smollm2-135m": "SMOLLM2_135M", "llama-2-70b": "LLAMA2_70B", "mixtral-8x7b": "MIXTRAL_8X7B"}
+MODELS = {"smollm2-135m": SMOLLM2_135M, "llama-2-70b": LLAMA2_70B, "mixtral-8x7b": MIXTRAL_8X7B}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def fail_cables(topology: Topology, cables: Sequence[str]) -> Topology:
 def read_model(text: str) -> Any:
     """A known model's shape, or the one of a ``config.json``."""
     if not text.endswith(".json"):
-        return getattr(fb, MODELS[nearest("model", text.lower(), tuple(MODELS))])
+        return MODELS[nearest("model", text.lower(), tuple(MODELS))]
     try:
         config = json.loads(Path(text).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -127,7 +128,7 @@ def read_model(text: str) -> Any:
     if not isinstance(config, dict):
         raise ValueError(f"{text}: expected an object with the model's numbers")
     try:
-        return fb.TransformerShape.from_config(config.get("_name_or_path") or Path(text).stem, config)
+        return TransformerShape.from_config(config.get("_name_or_path") or Path(text).stem, config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{text}: {error}") from error
 

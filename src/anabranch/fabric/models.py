@@ -1,102 +1,13 @@
 """Traffic of one training iteration of a transformer, from its true shape."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from anabranch.fabric._checks import ArrayLike, positive_int
 from anabranch.fabric.collectives import collective, moe_traffic
 from anabranch.fabric.traffic import Traffic, check_placement
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerShape:
-    """A decoder with grouped-query attention and gated feed-forward layers, as its public configuration says.
-
-    Attributes:
-        layers, hidden, heads, kv_heads, intermediate, vocabulary: the usual numbers; heads have hidden / heads elements.
-        tied_embeddings: input and output embeddings are one matrix.
-        experts, top_k: experts per layer and per token; 1 and 1 for a dense model.
-    """
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    tied_embeddings: bool = False
-    experts: int = 1
-    top_k: int = 1
-
-    @classmethod
-    def from_config(cls, name: str, config: Mapping[str, Any]) -> "TransformerShape":
-        """From a model's ``config.json`` (Llama, Mistral, Mixtral keys).
-
-        Raises:
-            ValueError: a number that is not there.
-        """
-        keys = {
-            "layers": "num_hidden_layers",
-            "hidden": "hidden_size",
-            "heads": "num_attention_heads",
-            "intermediate": "intermediate_size",
-            "vocabulary": "vocab_size",
-        }
-        for key in keys.values():
-            if key not in config:
-                raise ValueError(f"config must have {key}, got {sorted(config)}")
-        return cls(
-            name=name,
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            experts=config.get("num_local_experts", 1),
-            top_k=config.get("num_experts_per_tok", 1),
-            **{field: config[key] for field, key in keys.items()},
-        )
-
-    @property
-    def expert_parameters(self) -> int:
-        """Parameters inside experts; 0 for a dense model."""
-        return 3 * self.hidden * self.intermediate * self.experts * self.layers if self.experts > 1 else 0
-
-    @property
-    def parameters(self) -> int:
-        """All parameters: attention, feed-forward, router, norms, embeddings."""
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_heads * (self.hidden // self.heads)
-        feed_forward = 3 * self.hidden * self.intermediate * self.experts
-        router = self.hidden * self.experts if self.experts > 1 else 0
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
-        return self.layers * (attention + feed_forward + router + 2 * self.hidden) + self.hidden + embeddings
-
-
-SMOLLM2_135M = TransformerShape(
-    name="SmolLM2-135M",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    intermediate=1536,
-    vocabulary=49152,
-    tied_embeddings=True,
-)
-LLAMA2_70B = TransformerShape(
-    name="Llama-2-70B", layers=80, hidden=8192, heads=64, kv_heads=8, intermediate=28672, vocabulary=32000
-)
-MIXTRAL_8X7B = TransformerShape(
-    name="Mixtral-8x7B",
-    layers=32,
-    hidden=4096,
-    heads=32,
-    kv_heads=8,
-    intermediate=14336,
-    vocabulary=32000,
-    experts=8,
-    top_k=2,
-)
+from anabranch.simulation import TransformerShape
 
 
 @dataclass(frozen=True, eq=False)

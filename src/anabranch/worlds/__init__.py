@@ -10,6 +10,7 @@ from anabranch.worlds.cards import Card, DataMissing, File, Way
 from anabranch.worlds.digits import load_digits
 from anabranch.worlds.fashion_mnist import CLASSES as FASHION_CLASSES
 from anabranch.worlds.fashion_mnist import FASHION_MNIST, load_fashion_mnist
+from anabranch.worlds.serving_traces import AZURE_LLM_2023, SPLITWISE_PROFILES
 from anabranch.worlds.shared_weights import FASHION_CLASSIFIER, FASHION_TEACHER, Weights
 from anabranch.worlds.uea_series import BASIC_MOTIONS, JAPANESE_VOWELS
 
@@ -30,6 +31,7 @@ CARDS: dict[str, Card | Weights] = {
 }
 
 __all__ = [
+    "AZURE_LLM_2023",
     "BASIC_MOTIONS",
     "CARDS",
     "FASHION_CLASSES",
@@ -37,6 +39,7 @@ __all__ = [
     "FASHION_MNIST",
     "FASHION_TEACHER",
     "JAPANESE_VOWELS",
+    "SPLITWISE_PROFILES",
     "Card",
     "DataMissing",
     "EmpiricalFlow",

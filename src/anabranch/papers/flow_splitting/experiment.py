@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import anabranch.fabric as fb
+import anabranch.simulation as models
 from anabranch.fabric import LeafSpine, Plan, SprayPlan, Topology, Traffic, TrafficPhase
 from anabranch.lab import Lab, time_pairs
 from anabranch.lab.figures import curves_of, new_figure, plot_curves
@@ -31,7 +32,7 @@ PLANNERS: dict[str, Planner] = {
     "konig": lambda topology, traffic, seed: fb.plan_konig(topology, traffic),
     "spray": lambda topology, traffic, seed: fb.plan_spray(topology, traffic),
 }
-MODELS = {"smollm2-135m": fb.SMOLLM2_135M, "llama-2-70b": fb.LLAMA2_70B, "mixtral-8x7b": fb.MIXTRAL_8X7B}
+MODELS = {"smollm2-135m": models.SMOLLM2_135M, "llama-2-70b": models.LLAMA2_70B, "mixtral-8x7b": models.MIXTRAL_8X7B}
 RANDOM = ("ECMP", "ECMP-2", "ECMP-4", "ECMP-8")
 SHOWN = ("ECMP", "ECMP-8", "greedy", "split", "konig", "spray")
 
@@ -45,8 +46,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
     rings(lab, settings, fabric)
     packets(lab, settings, fabric)
     failures(lab, settings, fabric)
-    large = scale(lab, settings)
-    lab.measure("konig-congestion-over-optimum", max(worst["konig"], large), unit="x")
+    lab.measure("konig-congestion-over-optimum", max(worst["konig"], scale(lab, settings)), unit="x")
     training_job(lab, settings, fabric, job)
 
 

@@ -1,0 +1,82 @@
+"""How long a training step takes under a schedule, from the times of its parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from anabranch.distributed import _kernels_pipeline as kernels
+from anabranch.distributed.schedules import NOTHING, PipelineSchedule
+
+Seconds = float | Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineTimeline:
+    """When everything happens.
+
+    Attributes:
+        step_s: until the last backward has ended.
+        bubble_fraction: share of all stages' time in which nothing runs.
+        busy_s: of every stage.
+        begin_s, end_s: of every action of the schedule, NaN where it is padded.
+    """
+
+    schedule: PipelineSchedule
+    step_s: float
+    bubble_fraction: float
+    busy_s: Float64[np.ndarray, " stages"]
+    begin_s: Float64[np.ndarray, "stages actions"]
+    end_s: Float64[np.ndarray, "stages actions"]
+
+
+def simulate_pipeline(
+    schedule: PipelineSchedule,
+    forward_s: Seconds,
+    backward_s: Seconds,
+    *,
+    recompute_s: Seconds = 0.0,
+    send_s: Seconds = 0.0,
+    early_recompute: bool = True,
+) -> PipelineTimeline:
+    """Times of a step: each stage does its actions in order, each as soon as its inputs are there. O(stages micro-batches).
+
+    Args:
+        forward_s, backward_s, recompute_s: of one micro-batch, a number or one a virtual stage.
+        send_s: of one micro-batch between neighbouring virtual stages, a number or one a boundary; it delays the receiver and
+            occupies nobody.
+        early_recompute: a recomputation may begin before the gradient has come (in the bubble).
+
+    Raises:
+        ValueError: negative times, or lists of another length; a schedule that waits for itself.
+    """
+    virtual = schedule.stages * schedule.chunks
+    arrays = [
+        _spread(name, value, virtual)
+        for name, value in (("forward_s", forward_s), ("backward_s", backward_s), ("recompute_s", recompute_s))
+    ]
+    send = _spread("send_s", send_s, max(1, virtual - 1))
+    begin, end, ran = kernels.play(
+        schedule.kinds, schedule.micro_batch, schedule.chunk, schedule.chunks, schedule.micro_batches, *arrays, send,
+        early_recompute,
+    )  # fmt: skip
+    wanted = int((schedule.kinds != NOTHING).sum())
+    if ran < wanted:
+        raise ValueError(
+            f"the schedule {schedule.name} waits for itself: {wanted - ran} of {wanted} actions never start"
+        )
+    step, busy = float(np.nanmax(end)), np.nansum(end - begin, axis=1)
+    idle = 1 - busy.sum() / (schedule.stages * step) if step > 0 else 0.0
+    return PipelineTimeline(schedule, step, float(idle), busy, begin, end)
+
+
+def _spread(name: str, given: Seconds, n: int) -> np.ndarray:
+    values = np.asarray(given, np.float64)
+    if values.ndim == 0:
+        values = np.full(n, float(values))
+    if values.shape != (n,):
+        raise ValueError(f"{name} has shape {values.shape}: expected a number or {n} of them")
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"{name} must be finite and >= 0, got {values.tolist()[:10]}")
+    return values

@@ -1,0 +1,155 @@
+"""Pipeline schedules as data: for every stage the order of its forwards, backwards and recomputations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+FORWARD, BACKWARD, RECOMPUTE, NOTHING = 0, 1, 2, 3
+Checkpoint = str  # "always", "except_last" or "never"
+
+
+class Action(NamedTuple):
+    """``kind`` is "F", "B" or "R"; ``chunk`` tells the virtual stages of one stage apart."""
+
+    kind: str
+    micro_batch: int
+    chunk: int
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineSchedule:
+    """The actions of every stage in order. Virtual stage ``chunk * stages + stage`` is the layer order.
+
+    Args:
+        kinds, micro_batch, chunk: ``[stages, actions]``, padded with NOTHING at the end.
+
+    Raises:
+        ValueError: a forward or backward that is missing, there twice, or before its own forward.
+    """
+
+    name: str
+    micro_batches: int
+    chunks: int
+    kinds: Int32[np.ndarray, "stages actions"]
+    micro_batch: Int32[np.ndarray, "stages actions"]
+    chunk: Int32[np.ndarray, "stages actions"]
+
+    def __post_init__(self) -> None:
+        each = self.micro_batches * self.chunks
+        for kind, word in ((FORWARD, "forwards"), (BACKWARD, "backwards")):
+            counts = (self.kinds == kind).sum(1)
+            if (counts != each).any():
+                stage = int(np.argmax(counts != each))
+                raise ValueError(f"stage {stage} of {self.name} has {counts[stage]} {word}, expected {each}")
+
+    @property
+    def stages(self) -> int:
+        return len(self.kinds)
+
+    def actions(self, stage: int) -> Iterator[Action]:
+        """Of one stage, in order."""
+        for kind, micro, chunk in zip(self.kinds[stage], self.micro_batch[stage], self.chunk[stage], strict=True):
+            if kind != NOTHING:
+                yield Action("FBR"[kind], int(micro), int(chunk))
+
+    def in_flight(self, stage: int) -> int:
+        """The most micro-batches (of all chunks) whose backward is still to come at any time on this stage."""
+        steps = np.select([self.kinds[stage] == FORWARD, self.kinds[stage] == BACKWARD], [1, -1], 0)
+        return int(np.cumsum(steps).max())
+
+
+def _checked(stages: int, micro_batches: int) -> None:
+    for name, value in (("stages", stages), ("micro_batches", micro_batches)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _with_recompute(
+    name: str,
+    micro_batches: int,
+    chunks: int,
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    checkpoint: Checkpoint,
+) -> PipelineSchedule:
+    """Put a recomputation before every backward that needs one; rows are (kind, micro-batch, chunk) per stage."""
+    if checkpoint not in ("always", "except_last", "never"):
+        raise ValueError(f"checkpoint must be 'always', 'except_last' or 'never', got {checkpoint!r}")
+    made = []
+    for kind, micro, chunk in rows:
+        again = (kind == BACKWARD) & (checkpoint != "never")
+        if checkpoint == "except_last":
+            again &= micro != micro_batches - 1
+        at = np.flatnonzero(again)
+        made.append(
+            tuple(np.insert(x, at, fill) for x, fill in ((kind, RECOMPUTE), (micro, micro[at]), (chunk, chunk[at])))
+        )
+    longest = max(len(kind) for kind, _, _ in made)
+    padded = [
+        np.stack([np.concatenate([row[i], np.full(longest - len(row[i]), fill)]) for row in made]).astype(np.int32)
+        for i, fill in ((0, NOTHING), (1, 0), (2, 0))
+    ]
+    return PipelineSchedule(name, micro_batches, chunks, *padded)
+
+
+def fill_drain(
+    stages: int, micro_batches: int, *, checkpoint: Checkpoint = "except_last", reverse: bool = True
+) -> PipelineSchedule:
+    """GPipe (Huang et al., 1811.06965): all forwards, then all backwards.
+
+    Args:
+        checkpoint: which micro-batches keep only their input and are computed again before their backward.
+        reverse: backwards from the last micro-batch to the first (torchgpipe), else in the forwards' order.
+    """
+    _checked(stages, micro_batches)
+    order = np.arange(micro_batches)
+    kind = np.repeat([FORWARD, BACKWARD], micro_batches)
+    micro = np.concatenate([order, order[::-1] if reverse else order])
+    row = (kind, micro, np.zeros_like(micro))
+    return _with_recompute("gpipe", micro_batches, 1, [row] * stages, checkpoint)
+
+
+def one_forward_one_backward(stages: int, micro_batches: int, *, checkpoint: Checkpoint = "never") -> PipelineSchedule:
+    """1F1B (PipeDream-flush): stage k holds at most ``stages - k`` micro-batches; the same bubble as GPipe."""
+    _checked(stages, micro_batches)
+    rows = []
+    for stage in range(stages):
+        warm = min(micro_batches, stages - 1 - stage)
+        steady = micro_batches - warm
+        kind = np.concatenate([np.full(warm, FORWARD), np.tile([FORWARD, BACKWARD], steady), np.full(warm, BACKWARD)])
+        micro = np.empty(2 * micro_batches, np.int64)
+        micro[kind == FORWARD] = micro[kind == BACKWARD] = np.arange(micro_batches)
+        rows.append((kind, micro, np.zeros_like(micro)))
+    return _with_recompute("1f1b", micro_batches, 1, rows, checkpoint)
+
+
+def interleaved(stages: int, micro_batches: int, chunks: int, *, checkpoint: Checkpoint = "never") -> PipelineSchedule:
+    """Interleaved 1F1B (Narayanan et al., 2104.04473): ``chunks`` virtual stages each; a bubble ``chunks`` times smaller.
+
+    Raises:
+        ValueError: micro-batches that are no multiple of the stages (for more than one chunk).
+    """
+    _checked(stages, micro_batches)
+    if chunks < 1:
+        raise ValueError(f"chunks must be >= 1, got {chunks}")
+    if chunks > 1 and micro_batches % stages:
+        raise ValueError(f"micro_batches={micro_batches} must be a multiple of stages={stages} to interleave")
+    total = micro_batches * chunks
+    step = np.arange(total)
+    group, inside = np.divmod(step, stages * chunks)
+    chunk_f, micro_f = inside // stages, group * stages + inside % stages
+    if chunks == 1:
+        chunk_f, micro_f = np.zeros_like(step), step
+    chunk_b = chunks - 1 - chunk_f
+    rows = []
+    for stage in range(stages):
+        warm = min(total, (stages - 1 - stage) * (1 if chunks == 1 else 2) + (chunks - 1) * stages)
+        steady = total - warm
+        kind = np.concatenate([np.full(warm, FORWARD), np.tile([FORWARD, BACKWARD], steady), np.full(warm, BACKWARD)])
+        micro, chunk = np.empty((2, 2 * total), np.int64)
+        for which, of_chunk in ((FORWARD, chunk_f), (BACKWARD, chunk_b)):
+            micro[kind == which], chunk[kind == which] = micro_f, of_chunk
+        rows.append((kind, micro, chunk))
+    return _with_recompute("interleaved", micro_batches, chunks, rows, checkpoint)

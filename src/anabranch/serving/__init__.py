@@ -1,0 +1,56 @@
+"""Serving language models: traces of requests, performance models, exact simulation of clusters that split prompt and decoding.
+
+A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :func:`simulate_cluster`.
+"""
+
+from anabranch.serving.cluster import (
+    Batching,
+    Cluster,
+    Pool,
+    ServingResult,
+    Transfers,
+    simulate_cluster,
+)
+from anabranch.serving.interference import Interference
+from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
+from anabranch.serving.overlap import NanoOperation, OverlapSchedule, Segment, resource_bound, search_overlap
+from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
+from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
+from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
+
+__all__ = [
+    "Batching",
+    "Cluster",
+    "Curve",
+    "Design",
+    "Interference",
+    "IterationCosts",
+    "Load",
+    "MaxRate",
+    "NanoOperation",
+    "Operation",
+    "OverlapSchedule",
+    "PerformanceModel",
+    "Pool",
+    "ProfileTable",
+    "Provision",
+    "RequestTable",
+    "Segment",
+    "ServingResult",
+    "SloLimits",
+    "SloReport",
+    "Transfers",
+    "Workload",
+    "least_machines",
+    "max_rate",
+    "most_throughput",
+    "poisson_requests",
+    "published_lengths",
+    "read_requests",
+    "resource_bound",
+    "roofline",
+    "search_overlap",
+    "simulate_cluster",
+    "slo_report",
+]

@@ -1,0 +1,193 @@
+"""How many prompt and token machines: the most throughput for a budget, or the least cost or power for a rate."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from anabranch.serving.cluster import Cluster, Pool, simulate_cluster
+from anabranch.serving.performance import PerformanceModel
+from anabranch.serving.slo import Load, MaxRate, SloLimits, max_rate, slo_report
+from anabranch.simulation import Machine
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which machines do what: two kinds with the phases apart, or one kind (``token`` None) that does both.
+
+    Args:
+        cluster: makes a cluster of pools; everything but the pools is fixed in it.
+    """
+
+    name: str
+    prompt: Machine
+    token: Machine | None
+    cluster: Callable[[tuple[Pool, ...]], Cluster]
+
+    def build(self, prompts: int, tokens: int = 0) -> Cluster:
+        """With so many machines of each role; of one kind, their sum."""
+        if self.token is None:
+            return self.cluster((Pool(self.prompt, prompts + tokens, "mixed"),))
+        return self.cluster((Pool(self.prompt, prompts, "prompt"), Pool(self.token, tokens, "token")))
+
+
+@dataclass(frozen=True)
+class Provision:
+    """A choice: machines of each role (one kind: all in ``prompts``), what they cost, and the rate they keep."""
+
+    design: str
+    prompts: int
+    tokens: int
+    provisioned_w: float
+    cost_per_hour: float
+    rate_per_s: float
+    simulations: int
+
+
+def _provision(design: Design, prompts: int, tokens: int, found: MaxRate) -> Provision:
+    cluster = design.build(prompts, tokens)
+    return Provision(
+        design.name, prompts, tokens, cluster.provisioned_w, cluster.cost_per_hour, found.rate_per_s, found.simulations
+    )
+
+
+def _price(machine: Machine, measure: str) -> float:
+    return machine.provisioned_w if measure == "power" else machine.cost_per_hour
+
+
+def most_throughput(
+    design: Design,
+    budget: float,
+    load: Load,
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    measure: str = "power",
+    tolerance: float = 0.02,
+    progress: Progress | None = None,
+) -> tuple[Provision, list[Provision]]:
+    """The split of ``budget`` (watts, or cost an hour) between the roles that keeps the highest rate; and all that were tried.
+
+    The whole budget line is looked at coarsely, then each number of prompt machines about the best. Cost: a few dozen
+    searches for the highest rate.
+
+    Raises:
+        ValueError: a budget below one machine of each role.
+    """
+    first = _price(design.prompt, measure)
+    if design.token is None:
+        count = int(budget // first)
+        if count < 1:
+            raise ValueError(f"budget={budget} is below one {design.prompt.name} ({first})")
+        found = _provision(
+            design, count, 0, max_rate(design.build(count), load, reference, limits, tolerance=tolerance)
+        )
+        return found, [found]
+    second = _price(design.token, measure)
+    most = int((budget - second) // first)
+    if most < 1:
+        raise ValueError(
+            f"budget={budget} is below one {design.prompt.name} and one {design.token.name} ({first + second})"
+        )
+    tried: dict[int, Provision] = {}
+
+    def look(prompts: int) -> float:
+        if prompts not in tried:
+            tokens = int((budget - prompts * first) // second)
+            guess = max((one.rate_per_s for one in tried.values()), default=None)
+            found = max_rate(
+                design.build(prompts, tokens), load, reference, limits, tolerance=tolerance, start_per_s=guess or None
+            )
+            tried[prompts] = _provision(design, prompts, tokens, found)
+            if progress is not None:
+                progress(len(tried), most, {"rate_per_s": tried[prompts].rate_per_s})
+        return tried[prompts].rate_per_s
+
+    step = max(1, most // 12)
+    for prompts in range(1, most + 1, step):
+        look(prompts)
+    while step > 1:
+        step = max(1, step // 2)
+        best = max(tried, key=lambda n: tried[n].rate_per_s)
+        for prompts in (best - step, best + step):
+            if 1 <= prompts <= most:
+                look(prompts)
+    best = max(tried, key=lambda n: (tried[n].rate_per_s, -n))
+    return tried[best], [tried[n] for n in sorted(tried)]
+
+
+def least_machines(
+    design: Design,
+    rate_per_s: float,
+    load: Load,
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    measure: str = "cost",
+    most: int = 256,
+    progress: Progress | None = None,
+) -> tuple[Provision, list[Provision]]:
+    """The cheapest numbers of machines that keep ``rate_per_s``, and the whole staircase of least pairs.
+
+    The pairs that suffice are taken to form a staircase, which is walked along its edge: (prompts + tokens) simulations instead
+    of their product. Where more machines do not hurt, that is so; near the limit one prompt machine more can, by crowding the
+    links of the same token machines.
+
+    Raises:
+        ValueError: ``most`` machines of each role do not suffice.
+    """
+    requests = load.at(rate_per_s)
+    runs = 0
+
+    def suffices(prompts: int, tokens: int) -> bool:
+        nonlocal runs
+        runs += 1
+        result = simulate_cluster(design.build(prompts, tokens), requests)
+        if progress is not None:
+            progress(runs, 2 * most, {"prompts": float(prompts), "tokens": float(tokens)})
+        return slo_report(result, requests, reference, limits).holds
+
+    def least(test: Callable[[int], bool], high: int) -> int | None:
+        low = 0
+        if not test(high):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if test(middle) else (middle, high)
+        return high
+
+    def provision(prompts: int, tokens: int) -> Provision:
+        cluster = design.build(prompts, tokens)
+        return Provision(design.name, prompts, tokens, cluster.provisioned_w, cluster.cost_per_hour, rate_per_s, runs)
+
+    words = f"{design.name}: {most} machines of each role do not keep {rate_per_s} requests/s"
+    if design.token is None:
+        count = least(lambda n: suffices(n, 0), most)
+        if count is None:
+            raise ValueError(words)
+        return provision(count, 0), [provision(count, 0)]
+    stairs = list(_staircase(suffices, least, most))
+    if not stairs:
+        raise ValueError(words)
+    found = [provision(*pair) for pair in stairs]
+    return min(found, key=lambda one: one.provisioned_w if measure == "power" else one.cost_per_hour), found
+
+
+def _staircase(
+    suffices: Callable[[int, int], bool], least: Callable[[Callable[[int], bool], int], int | None], most: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs (prompts, tokens) that suffice while one fewer of either does not, from few prompts to many."""
+    prompts = least(lambda n: suffices(n, most), most)
+    if prompts is None:
+        return
+    tokens = least(lambda n: suffices(prompts, n), most)
+    while prompts <= most and tokens is not None:
+        yield prompts, tokens
+        if tokens == 1 or not suffices(most, tokens - 1):  # no number of prompt machines makes up for one
+            return
+        tokens -= 1
+        while not suffices(prompts + 1, tokens):
+            prompts += 1
+        prompts += 1
+        while tokens > 1 and suffices(prompts, tokens - 1):
+            tokens -= 1

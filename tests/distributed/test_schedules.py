@@ -1,0 +1,127 @@
+"""Schedules and their times: closed forms, order, memory in flight."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from anabranch.distributed import (
+    PipelineSchedule,
+    fill_drain,
+    interleaved,
+    one_forward_one_backward,
+    simulate_pipeline,
+)
+
+SIZES = [(k, m) for k in (1, 2, 3, 5, 16) for m in (1, 2, 4, 7, 64)]
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), SIZES)
+def test_fill_and_drain_take_what_the_formula_says(stages: int, micro_batches: int) -> None:
+    for backward in (2.0, 0.5):
+        for reverse in (True, False):
+            schedule = fill_drain(stages, micro_batches, checkpoint="never", reverse=reverse)
+            found = simulate_pipeline(schedule, 1.0, backward)
+            assert found.step_s == pytest.approx((micro_batches + stages - 1) * (1 + backward), abs=1e-9)
+            assert found.bubble_fraction == pytest.approx((stages - 1) / (micro_batches + stages - 1), abs=1e-12)
+    again = simulate_pipeline(
+        fill_drain(stages, micro_batches, checkpoint="always"), 1.0, 2.0, recompute_s=1.0, early_recompute=False
+    )
+    assert again.step_s == pytest.approx((micro_batches + stages - 1) * 4.0, abs=1e-9)
+    early = simulate_pipeline(fill_drain(stages, micro_batches, checkpoint="always"), 1.0, 2.0, recompute_s=1.0)
+    assert early.step_s == pytest.approx(
+        again.step_s - (stages - 1) * 1.0, abs=1e-9
+    )  # in the bubble of every stage but the last
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), SIZES)
+def test_one_forward_one_backward_has_the_same_bubble_and_less_in_flight(stages: int, micro_batches: int) -> None:
+    schedule = one_forward_one_backward(stages, micro_batches)
+    found = simulate_pipeline(schedule, 1.0, 2.0)
+    assert found.step_s == pytest.approx((micro_batches + stages - 1) * 3.0, abs=1e-9)
+    for stage in range(stages):
+        assert schedule.in_flight(stage) == min(micro_batches, stages - stage)
+        assert fill_drain(stages, micro_batches).in_flight(stage) == micro_batches
+
+
+@pytest.mark.parametrize(("stages", "groups", "chunks"), list(itertools.product((2, 3, 4, 8), (1, 2, 5), (1, 2, 3))))
+def test_interleaving_divides_the_bubble(stages: int, groups: int, chunks: int) -> None:
+    micro_batches = stages * groups
+    found = simulate_pipeline(interleaved(stages, micro_batches, chunks), 1.0 / chunks, 2.0 / chunks)
+    assert found.step_s == pytest.approx(3.0 * (micro_batches + (stages - 1) / chunks), abs=1e-9)
+    wanted = (stages - 1) / (chunks * micro_batches + stages - 1)
+    assert found.bubble_fraction == pytest.approx(wanted, abs=1e-9)
+
+
+def schedules() -> list[PipelineSchedule]:
+    made = [
+        f(4, 8, checkpoint=c)
+        for f in (fill_drain, one_forward_one_backward)
+        for c in ("always", "except_last", "never")
+    ]  # type: ignore[operator]
+    return [*made, interleaved(4, 8, 2), interleaved(4, 8, 3, checkpoint="always")]
+
+
+@pytest.mark.parametrize("schedule", schedules(), ids=lambda s: s.name)
+def test_nothing_runs_before_its_inputs_and_no_stage_does_two_things(schedule: PipelineSchedule) -> None:
+    generator = np.random.default_rng(0)
+    virtual = schedule.stages * schedule.chunks
+    forward, backward, again = generator.uniform(0.5, 2, (3, virtual))
+    send = generator.uniform(0, 0.5, virtual - 1)
+    found = simulate_pipeline(schedule, forward, backward, recompute_s=again, send_s=send)
+    when = {}
+    for stage in range(schedule.stages):
+        before = 0.0
+        for index, action in enumerate(schedule.actions(stage)):
+            begin, end = found.begin_s[stage, index], found.end_s[stage, index]
+            assert begin >= before - 1e-12
+            before = end
+            when[action.kind, action.chunk * schedule.stages + stage, action.micro_batch] = (begin, end)
+    for (kind, v, m), (begin, end) in when.items():
+        spent = {"F": forward, "B": backward, "R": again}[kind][v]
+        assert end - begin == pytest.approx(spent)
+        if kind == "F" and v > 0:
+            assert begin >= when["F", v - 1, m][1] + send[v - 1] - 1e-12
+        if kind == "B":
+            assert begin >= when["F", v, m][1] - 1e-12
+            if v < virtual - 1:
+                assert begin >= when["B", v + 1, m][1] + send[v] - 1e-12
+            if ("R", v, m) in when:
+                assert begin >= when["R", v, m][1] - 1e-12
+
+
+def test_what_is_computed_again() -> None:
+    def again(checkpoint: str) -> list[int]:
+        return [a.micro_batch for a in fill_drain(2, 4, checkpoint=checkpoint).actions(0) if a.kind == "R"]  # type: ignore[arg-type]
+
+    assert again("always") == [3, 2, 1, 0]
+    assert again("except_last") == [2, 1, 0]
+    assert again("never") == []
+
+
+def test_many_stages_in_seconds() -> None:
+    schedule = one_forward_one_backward(256, 1024)
+    assert simulate_pipeline(schedule, 1.0, 2.0).step_s == pytest.approx(3.0 * (1024 + 255))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="micro_batches must be an integer >= 1, got 0"):
+        fill_drain(2, 0)
+    with pytest.raises(ValueError, match="must be a multiple of stages=4"):
+        interleaved(4, 6, 2)
+    with pytest.raises(ValueError, match="checkpoint must be"):
+        fill_drain(2, 2, checkpoint="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="forward_s has shape"):
+        simulate_pipeline(fill_drain(2, 2), [1.0, 2.0, 3.0], 1.0)
+    with pytest.raises(ValueError, match="send_s must be finite"):
+        simulate_pipeline(fill_drain(2, 2), 1.0, 1.0, send_s=-1.0)
+    good = fill_drain(2, 2, checkpoint="never")
+    kinds = good.kinds.copy()
+    kinds[0, 0] = 1
+    with pytest.raises(ValueError, match="stage 0 of x has 1 forwards, expected 2"):
+        PipelineSchedule("x", 2, 1, kinds, good.micro_batch, good.chunk)
+    swapped = good.kinds[:, ::-1].copy()
+    with pytest.raises(ValueError, match="waits for itself"):
+        simulate_pipeline(PipelineSchedule("y", 2, 1, swapped, good.micro_batch, good.chunk), 1.0, 1.0)
