@@ -74,7 +74,6 @@ AWAITING_A_CHECK = {
     "flowformer",
     "freeflow",
     "gs-jacobi",
-    "sourcefm",
 }  # they run, and their claims say "not checked" until a result is committed
 
 
