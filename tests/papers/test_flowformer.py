@@ -74,7 +74,7 @@ def test_users_series_are_read_by_their_path(tmp_path: Path) -> None:
     train, test = own.read_series_set(f"{tmp_path}/mine", seed=0)
     assert train.classes == test.classes == ("a", "b")
     assert test.labels.tolist() == [1]
-    with pytest.raises(FileNotFoundError, match="aeon"):
+    with pytest.raises(FileNotFoundError, match="anabranch data japanese-vowels"):
         own.read_series_set(f"{tmp_path}/other", seed=0)
 
 
