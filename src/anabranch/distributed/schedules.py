@@ -27,7 +27,7 @@ class PipelineSchedule:
         kinds, micro_batch, chunk: ``[stages, actions]``, padded with NOTHING at the end.
 
     Raises:
-        ValueError: a forward or backward that is missing, there twice, or before its own forward.
+        ValueError: a stage with too few or too many forwards or backwards. (Their order is checked when it is played.)
     """
 
     name: str
