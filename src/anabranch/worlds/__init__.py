@@ -23,11 +23,22 @@ if TYPE_CHECKING:
         fashion_tensors,
         load_fashion_classifier,
     )
+    from anabranch.worlds.fashion_images import garments
     from anabranch.worlds.fashion_teacher import balanced_labels, load_fashion_teacher
     from anabranch.worlds.gaussian_mixture import GaussianMixture
+    from anabranch.worlds.mixtures import eight_modes
 
 CARDS: dict[str, Card | Weights] = {
-    card.name: card for card in (FASHION_MNIST, FASHION_TEACHER, FASHION_CLASSIFIER, JAPANESE_VOWELS, BASIC_MOTIONS)
+    card.name: card
+    for card in (
+        FASHION_MNIST,
+        FASHION_TEACHER,
+        FASHION_CLASSIFIER,
+        JAPANESE_VOWELS,
+        BASIC_MOTIONS,
+        AZURE_LLM_2023,
+        SPLITWISE_PROFILES,
+    )
 }
 
 __all__ = [
@@ -51,7 +62,9 @@ __all__ = [
     "Way",
     "Weights",
     "balanced_labels",
+    "eight_modes",
     "fashion_tensors",
+    "garments",
     "load_digits",
     "load_fashion_classifier",
     "load_fashion_mnist",
@@ -61,8 +74,8 @@ __all__ = [
 _NEED_TORCH = {
     "EmpiricalFlow": "empirical_flow", "FashionClassifier": "fashion_classifier", "FashionJudge": "fashion_classifier",
     "FashionScores": "fashion_classifier", "GaussianMixture": "gaussian_mixture", "balanced_labels": "fashion_teacher",
-    "fashion_tensors": "fashion_classifier", "load_fashion_classifier": "fashion_classifier",
-    "load_fashion_teacher": "fashion_teacher",
+    "eight_modes": "mixtures", "fashion_tensors": "fashion_classifier", "garments": "fashion_images",
+    "load_fashion_classifier": "fashion_classifier", "load_fashion_teacher": "fashion_teacher",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from anabranch.lab import Lab
 from anabranch.lab.figures import new_figure, plot_curves
 from anabranch.lab.places import data_folder
 from anabranch.papers.principles import Settings
-from anabranch.worlds import FashionJudge, GaussianMixture, balanced_labels, fashion_tensors, load_fashion_teacher
+from anabranch.worlds import FashionJudge, GaussianMixture, balanced_labels, eight_modes, garments, load_fashion_teacher
 
 Row = dict[str, Any]
 KINDS: tuple[Any, ...] = ("velocity", "denoised", "noise", "score", "diffusion_v")
@@ -38,7 +38,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
     marginals(lab, settings, world)
     solvers(lab, settings, "mixture", world)
     overhead(lab, settings)
-    images = training_images(settings)[0]
+    images = garments(settings.images_from, data_folder())[0]
     solvers(lab, settings, "image-mixture", image_mixture(images[:10_000], lab.seed))
     judge = FashionJudge(images)
     trained_views(lab, settings, judge)
@@ -60,13 +60,6 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 def draw_from(lab: Lab, use: int) -> torch.Generator:
     """A generator of its own for each use, so that arms share their noise."""
     return torch.Generator().manual_seed(1000 * lab.seed + use)
-
-
-def eight_modes() -> GaussianMixture:
-    """Weights 1 to 8, radius 2, standard deviation 0.15."""
-    angle = 2 * math.pi * torch.arange(8, dtype=torch.float64) / 8
-    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    return GaussianMixture(weights=torch.arange(1.0, 9.0), means=means, covariances=0.15**2)
 
 
 # Identities, on a law whose density, score and velocity are known.
@@ -263,22 +256,13 @@ def overhead(lab: Lab, settings: Settings) -> None:
 # Images: networks of three views, translated; the teacher under solvers and guidance.
 
 
-def training_images(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Images and labels to train on and to compare with: the data set's, or without one the teacher's own."""
-    if settings.images_from == "fashion-mnist":
-        return fashion_tensors(data_folder())
-    noise = torch.randn(120, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    drawn = ge.teacher_samples(load_fashion_teacher(), noise, label=balanced_labels(120), steps=2)
-    assert isinstance(drawn, tuple)
-    return drawn
-
-
 def train_view(predicts: Any, settings: Settings, seed: int) -> dict[str, Any]:
     """Averaged weights of a network that predicts ``predicts``, trained on its own squared error."""
     torch.manual_seed(seed)
     objective = ge.DenoisingScoreMatching(predicts, LinearPath())
     done = ge.fit(
-        ge.PixelUNet(1, settings.channels, classes=10), objective, training_images(settings), steps=settings.view_steps,
+        ge.PixelUNet(1, settings.channels, classes=10), objective, garments(settings.images_from, data_folder()),
+        steps=settings.view_steps,
         time_budget_s=settings.view_seconds, batch_size=settings.batch_size, warmup=50, label_dropout=0.1,
         generator=torch.Generator().manual_seed(seed), threads="auto",
     )  # fmt: skip

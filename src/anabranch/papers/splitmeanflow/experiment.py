@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import warnings
 from dataclasses import replace
@@ -21,13 +20,7 @@ from anabranch.lab import Lab
 from anabranch.lab.figures import curves_of, new_figure, plot_curves
 from anabranch.lab.places import data_folder
 from anabranch.papers.splitmeanflow import Settings
-from anabranch.worlds import (
-    FashionJudge,
-    GaussianMixture,
-    balanced_labels,
-    fashion_tensors,
-    load_fashion_teacher,
-)
+from anabranch.worlds import FashionJudge, balanced_labels, eight_modes, garments, load_fashion_teacher
 
 Row = dict[str, Any]
 OBJECTIVES: dict[str, Any] = {  # every one with half of its samples at the boundary, the paper's flow ratio
@@ -94,13 +87,6 @@ def limit(lab: Lab) -> None:
 
 
 # Part A: a mixture in the plane, whose velocity is exact.
-
-
-def eight_modes() -> GaussianMixture:
-    """Weights 1 to 8, radius 2, standard deviation 0.15."""
-    angle = 2 * math.pi * torch.arange(8) / 8
-    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    return GaussianMixture(weights=torch.arange(1.0, 9.0) / 36, means=means, covariances=0.15**2)
 
 
 def with_average(objective: Any, net: torch.nn.Module) -> tuple[Any, torch.nn.Module | None]:
@@ -250,16 +236,6 @@ def cost_of_a_step(lab: Lab, settings: Settings) -> None:
 # Part B: images. Every student starts from the shipped teacher and has the same seconds.
 
 
-def training_images(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Images and labels to train on and to compare with: the data set's, or without one the teacher's own."""
-    if settings.images_from == "fashion-mnist":
-        return fashion_tensors(data_folder())
-    noise = torch.randn(120, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    drawn = ge.teacher_samples(load_fashion_teacher(), noise, label=balanced_labels(120), steps=2)
-    assert isinstance(drawn, tuple)
-    return drawn
-
-
 def train_student(method: str, objective: Any, guidance: float, settings: Settings, seed: int) -> dict[str, Any]:
     """Averaged weights, steps made and the history of the loss."""
     teacher = load_fashion_teacher()
@@ -267,7 +243,8 @@ def train_student(method: str, objective: Any, guidance: float, settings: Settin
     objective, average = with_average(objective, student)
     with sdpa_kernel(SDPBackend.MATH) if method == "MeanFlow" else torch.enable_grad():
         done = ge.distill(
-            teacher, training_images(settings), objective=objective, guidance=guidance, student=student, average=average,
+            teacher, garments(settings.images_from, data_folder()), objective=objective, guidance=guidance,
+            student=student, average=average,
             steps=settings.student_steps, time_budget_s=settings.student_seconds, lr=2e-3, warmup=20,
             batch_size=settings.batch_size * BATCHES.get(method, 1),
             generator=torch.Generator().manual_seed(seed), threads="auto",
@@ -291,7 +268,7 @@ def sampled(
 def images(lab: Lab, settings: Settings) -> None:
     teacher = load_fashion_teacher()
     labels = balanced_labels(settings.images)
-    judge = FashionJudge(training_images(settings)[0])
+    judge = FashionJudge(garments(settings.images_from, data_folder())[0])
     x0 = torch.randn(settings.images, 1, 28, 28, generator=draw_from(lab, 5))
     guided = ge.ClassifierFreeGuidance(teacher, settings.guidance, null_condition=NULL)
     rows: list[Row] = []
