@@ -17,6 +17,7 @@ install_import_hook(
         "anabranch.fabric",
         "anabranch.generative",
         "anabranch.serving",
+        "anabranch.language",
         "anabranch.simulation",
         "anabranch.distributed",
         "anabranch.worlds.gaussian_mixture",
@@ -53,6 +54,16 @@ def fashion_root() -> Path:
         if FASHION_MNIST.here(root):
             return root
     pytest.skip("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist, or anabranch data fashion-mnist")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The small language model's file in the user's data folder."""
+    from anabranch.worlds import SMOLLM2_GGUF
+
+    if not SMOLLM2_GGUF.here(_DATA_OF_THE_USER):
+        pytest.skip("SmolLM2 is not here: anabranch data smollm2-135m")
+    return SMOLLM2_GGUF.folder(_DATA_OF_THE_USER) / SMOLLM2_GGUF.files[0].name
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,15 @@
+"""Small language models: loading them from a folder, a GGUF file or the hub's cache."""
+
+try:
+    import torch as _torch  # noqa: F401
+    import transformers as _transformers  # noqa: F401
+except ModuleNotFoundError as _error:
+    if _error.name not in ("torch", "transformers"):
+        raise
+    from anabranch.language._extra import TRANSFORMERS_MISSING
+
+    raise ModuleNotFoundError(TRANSFORMERS_MISSING, name=_error.name) from None
+
+from anabranch.language.loading import CausalModel, load_causal, tiny_causal
+
+__all__ = ["CausalModel", "load_causal", "tiny_causal"]
