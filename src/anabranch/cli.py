@@ -75,7 +75,7 @@ app.add_typer(papers_app, name="papers")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Scale = Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes; claims are judged here), paper.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
-On = Annotated[str, typer.Option(help="Where: here, pool or pool:N.")]
+On = Annotated[str, typer.Option(help="Where: here, pool, pool:N, ray, ray:N or ray:ADDRESS.")]
 Device = Annotated[str, typer.Option(help="Device for the arrays of the experiment.")]
 
 
