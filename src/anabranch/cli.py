@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from anabranch._page_commands import register as register_page
 from anabranch.lab.errors import LabError
 
-# Frozen: what is not here belongs to a package. `serve` and `digest` are the page's.
+# Frozen: what is not here belongs to a package.
 TOP_LEVEL = ("papers", "show", "run", "check", "runs", "report", "compare", "data", "serve", "import", "digest")
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -300,21 +301,6 @@ def compare(
         terminal.print_comparison(_console(), found)
 
 
-@app.command("import")
-def import_page(
-    page: Annotated[Path, typer.Argument(help="A saved Daily Papers page, text or HTML.")],
-    as_json: Json = False,
-) -> None:
-    """Import a saved Daily Papers page into the catalogue."""
-    from anabranch.hub import views
-
-    outcome = views.import_file(page)
-    if as_json:
-        _print_json(outcome.as_dict())
-    else:
-        views.print_import(_console(), outcome)
-
-
 @app.command()
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set or shared weights; all are listed without.")] = None,
@@ -335,6 +321,9 @@ def data(
         commands.cards(name)
         get = commands.build if build else commands.fetch
         typer.echo(get(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True)))
+
+
+register_page(app)
 
 
 def _print_plan(slug: str, settings: Any) -> None:

@@ -121,7 +121,9 @@ class TextIndex:
     """
 
     def __init__(self, documents: Sequence[Document], path: str | Path | None = None) -> None:
-        self._db = sqlite3.connect(":memory:" if path is None else str(path), timeout=30.0, isolation_level=None)
+        self._db = sqlite3.connect(
+            ":memory:" if path is None else str(path), timeout=30.0, isolation_level=None, check_same_thread=False
+        )
         digest = hashlib.sha256()
         for doc in documents:
             for part in (doc.title, doc.text, doc.label):

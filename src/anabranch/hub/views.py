@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
-from anabranch.hub.importers import ImportReport, import_page
+from anabranch.hub.daily_papers import Source
+from anabranch.hub.importers import ImportReport, import_page, parse_saved_page
 from anabranch.hub.search import Ranker, TextIndex, document, search
 from anabranch.lab.discover import find_paper, papers
 from anabranch.lab.errors import LabError, UnknownName
@@ -81,6 +81,8 @@ def find(
 
 def ranker_by_meaning(entries: list[Entry]) -> Ranker | None:
     """A ranker over ``entries`` where the encoder is here, else None."""
+    from anabranch.hub import meaning  # numpy: not for the mere listing
+
     if not meaning.has_model():
         return None
     embedder, documents = meaning.load_embedder(), [document(entry) for entry in entries]
@@ -193,18 +195,37 @@ def import_file(path: Path) -> Imported:
         raise LabError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise LabError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    from anabranch.hub.importers import parse_saved_page
+    return _import_text(text, str(path))
 
+
+def import_live(source: Source, endpoint: str | None = None) -> Imported:
+    """Import a day, week, month or search of Daily Papers into the catalogue.
+
+    Raises:
+        LabError: the service did not answer, or lists nothing there.
+    """
+    from anabranch.hub.daily_papers import DailyPapers, fetch_daily
+
+    try:
+        text = fetch_daily(source, DailyPapers(endpoint))
+    except ModuleNotFoundError as error:
+        raise LabError(f"the live import needs {error.name}: pip install 'anabranch[hub]'") from error
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    return _import_text(text, " ".join(source))
+
+
+def _import_text(text: str, name: str) -> Imported:
     try:
         entries = parse_saved_page(text)
     except ValueError as error:
-        raise LabError(f"{path}: {error}") from error
+        raise LabError(f"{name}: {error}") from error
     ensure(home(), "the catalogue")
     with Catalogue(catalogue_path(), papers()) as catalogue:
         report = import_page(catalogue, text)
         known = {entry.title for entry in catalogue.entries() if entry.paper}
         ours = sum(entry.title in known for entry in entries)
-        return Imported(report, str(path), ours, len(catalogue))
+        return Imported(report, name, ours, len(catalogue))
 
 
 def print_import(console: Console, imported: Imported) -> None:

@@ -44,8 +44,7 @@ class RayCluster:
         """
         ray = import_ray()
         with _cluster(ray, self.address, self.workers):
-            task = ray.remote(num_cpus=1, max_retries=0, max_calls=1)(_work)
-            task = task.options(runtime_env={"env_vars": self._environment()})
+            task = self._task(ray)
             folders = [queue(request, self.name, self.shares_machine) for request in requests]
             waiting = [task.remote(str(folder)) for folder in folders]
             try:
@@ -59,6 +58,20 @@ class RayCluster:
                     yield read_run(folders[i])
             finally:
                 self._cancel(ray, waiting)
+
+    def run_queued(self, folder: Path) -> None:
+        """Do the run that waits in ``folder``; if its worker dies it stays *interrupted*."""
+        ray = import_ray()
+        with _cluster(ray, self.address, self.workers):
+            waiting = self._task(ray).remote(str(folder))
+            try:
+                self._wait(ray, folder, waiting, None)
+            finally:
+                self._cancel(ray, [waiting])
+
+    def _task(self, ray: Any) -> Any:
+        task = ray.remote(num_cpus=1, max_retries=0, max_calls=1)(_work)
+        return task.options(runtime_env={"env_vars": self._environment()})
 
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if name.startswith("ANABRANCH_")}
