@@ -24,7 +24,8 @@ from anabranch.serving.layer_graph import (
     weight_seconds,
 )
 from anabranch.serving.modulo_search import period_bound, search_periodic
-from anabranch.serving.overlap import NanoOperation, OverlapSchedule, Segment, resource_bound, search_overlap
+from anabranch.serving.overlap import resource_bound, search_overlap
+from anabranch.serving.overlap_schedule import NanoOperation, OverlapSchedule, Segment
 from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
 from anabranch.serving.periodic_schedule import PeriodicSchedule, sequential
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput

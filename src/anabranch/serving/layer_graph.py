@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from anabranch.serving.iteration_costs import IterationCosts, Workload
-from anabranch.serving.overlap import NanoOperation
+from anabranch.serving.overlap_schedule import NanoOperation
 from anabranch.simulation import ACCELERATORS, LLAMA2_70B
 
 ALL, DECODE, PREFILL = "all", "decode", "prefill"
