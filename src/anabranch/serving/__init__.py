@@ -3,6 +3,8 @@
 A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :func:`simulate_cluster`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from anabranch.serving.cluster import (
     Batching,
     Cluster,
@@ -32,17 +34,55 @@ from anabranch.serving.provisioning import Design, Provision, least_machines, mo
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
 
+if TYPE_CHECKING:
+    from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece
+    from anabranch.serving.llama_layers import LayerWeights, LayerWork, MixedBatch, layer_works, run_in_sequence
+    from anabranch.serving.overlap_execution import (
+        MeasuredInterference,
+        even_pieces,
+        graph_pieces,
+        measure_interference,
+        measure_operations,
+        overlap_pieces,
+    )
+
+# What needs torch is imported when it is asked for: simulating needs none.
+_TORCH = {
+    "CpuLanes": "lanes",
+    "CudaLanes": "lanes",
+    "Lanes": "lanes",
+    "Piece": "lanes",
+    "LayerWeights": "llama_layers",
+    "LayerWork": "llama_layers",
+    "MixedBatch": "llama_layers",
+    "layer_works": "llama_layers",
+    "run_in_sequence": "llama_layers",
+    "MeasuredInterference": "overlap_execution",
+    "even_pieces": "overlap_execution",
+    "graph_pieces": "overlap_execution",
+    "measure_interference": "overlap_execution",
+    "measure_operations": "overlap_execution",
+    "overlap_pieces": "overlap_execution",
+}
+
 __all__ = [
     "Batching",
     "Cluster",
+    "CpuLanes",
+    "CudaLanes",
     "Curve",
     "Design",
     "Interference",
     "IterationCosts",
+    "Lanes",
     "LayerGraph",
     "LayerOperation",
+    "LayerWeights",
+    "LayerWork",
     "Load",
     "MaxRate",
+    "MeasuredInterference",
+    "MixedBatch",
     "NanoGraph",
     "NanoNode",
     "NanoOperation",
@@ -50,6 +90,7 @@ __all__ = [
     "OverlapSchedule",
     "PerformanceModel",
     "PeriodicSchedule",
+    "Piece",
     "Pool",
     "ProfileTable",
     "Provision",
@@ -60,10 +101,16 @@ __all__ = [
     "SloReport",
     "Transfers",
     "Workload",
+    "even_pieces",
+    "graph_pieces",
+    "layer_works",
     "least_machines",
     "max_rate",
+    "measure_interference",
+    "measure_operations",
     "most_throughput",
     "nano_lanes",
+    "overlap_pieces",
     "period_bound",
     "poisson_requests",
     "published_layer",
@@ -71,6 +118,7 @@ __all__ = [
     "read_requests",
     "resource_bound",
     "roofline",
+    "run_in_sequence",
     "search_overlap",
     "search_periodic",
     "sequential",
@@ -79,3 +127,20 @@ __all__ = [
     "transformer_layer",
     "weight_seconds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"{__name__}.{_TORCH[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "this part needs torch: install anabranch[serving]; for a machine without a GPU install torch's CPU-only build "
+            "first (its index is named by the install selector on pytorch.org)",
+            name="torch",
+        ) from None
