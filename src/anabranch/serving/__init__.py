@@ -5,6 +5,7 @@ A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :fu
 
 from typing import TYPE_CHECKING, Any
 
+from anabranch.serving.batch_former import BatchFormer, Chunk, DenseBatch
 from anabranch.serving.cluster import (
     Batching,
     Cluster,
@@ -13,6 +14,7 @@ from anabranch.serving.cluster import (
     Transfers,
     simulate_cluster,
 )
+from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate_dense_batches
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
 from anabranch.serving.layer_graph import (
@@ -35,6 +37,7 @@ from anabranch.serving.requests import RequestTable, poisson_requests, published
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
 
 if TYPE_CHECKING:
+    from anabranch.serving.kv_tier import KVTier, gather_pages, scatter_pages
     from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece
     from anabranch.serving.llama_layers import LayerWeights, LayerWork, MixedBatch, layer_works, run_in_sequence
     from anabranch.serving.overlap_execution import (
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
 # What needs torch is imported when it is asked for: simulating needs none.
 _TORCH = {
+    "KVTier": "kv_tier",
+    "gather_pages": "kv_tier",
+    "scatter_pages": "kv_tier",
     "CpuLanes": "lanes",
     "CudaLanes": "lanes",
     "Lanes": "lanes",
@@ -66,14 +72,20 @@ _TORCH = {
 }
 
 __all__ = [
+    "BatchFormer",
+    "BatchSeconds",
     "Batching",
+    "Chunk",
     "Cluster",
     "CpuLanes",
     "CudaLanes",
     "Curve",
+    "DenseBatch",
+    "DenseServing",
     "Design",
     "Interference",
     "IterationCosts",
+    "KVTier",
     "Lanes",
     "LayerGraph",
     "LayerOperation",
@@ -102,6 +114,7 @@ __all__ = [
     "Transfers",
     "Workload",
     "even_pieces",
+    "gather_pages",
     "graph_pieces",
     "layer_works",
     "least_machines",
@@ -119,10 +132,12 @@ __all__ = [
     "resource_bound",
     "roofline",
     "run_in_sequence",
+    "scatter_pages",
     "search_overlap",
     "search_periodic",
     "sequential",
     "simulate_cluster",
+    "simulate_dense_batches",
     "slo_report",
     "transformer_layer",
     "weight_seconds",
