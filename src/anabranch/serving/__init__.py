@@ -38,7 +38,7 @@ from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate,
 
 if TYPE_CHECKING:
     from anabranch.serving.kv_tier import KVTier, gather_pages, scatter_pages
-    from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece
+    from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece, usable_cores
     from anabranch.serving.llama_layers import LayerWeights, LayerWork, MixedBatch, layer_works, run_in_sequence
     from anabranch.serving.overlap_execution import (
         MeasuredInterference,
@@ -48,10 +48,13 @@ if TYPE_CHECKING:
         measure_operations,
         overlap_pieces,
     )
+    from anabranch.serving.prepared_overlap import PreparedOverlap, prepare_overlap
 
-# What needs torch is imported when it is asked for: simulating needs none.
-_TORCH = {
+_REAL = {  # they need torch, which a simulation does not: loaded when first asked for
+    "PreparedOverlap": "prepared_overlap",
+    "prepare_overlap": "prepared_overlap",
     "KVTier": "kv_tier",
+    "usable_cores": "lanes",
     "gather_pages": "kv_tier",
     "scatter_pages": "kv_tier",
     "CpuLanes": "lanes",
@@ -104,6 +107,7 @@ __all__ = [
     "PeriodicSchedule",
     "Piece",
     "Pool",
+    "PreparedOverlap",
     "ProfileTable",
     "Provision",
     "RequestTable",
@@ -126,6 +130,7 @@ __all__ = [
     "overlap_pieces",
     "period_bound",
     "poisson_requests",
+    "prepare_overlap",
     "published_layer",
     "published_lengths",
     "read_requests",
@@ -140,17 +145,18 @@ __all__ = [
     "simulate_dense_batches",
     "slo_report",
     "transformer_layer",
+    "usable_cores",
     "weight_seconds",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _TORCH:
+    if name not in _REAL:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     try:
-        return getattr(import_module(f"{__name__}.{_TORCH[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_REAL[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

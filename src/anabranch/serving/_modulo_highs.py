@@ -10,7 +10,7 @@ from anabranch.serving.modulo_search import ModuloProblem, ModuloSolution, _milp
 def solve_highs(problem: ModuloProblem, time_limit_s: float) -> ModuloSolution:
     """Periods by bisection: what fits in a period fits in a longer one. Binaries: nodes x modes x period."""
     end = time.perf_counter() + time_limit_s
-    low = least_period(problem)
+    low = first = least_period(problem)
     high = sum(min(d for d, _, _ in modes) for modes in problem.modes)
     found: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     bound, best = low, 0
@@ -18,15 +18,12 @@ def solve_highs(problem: ModuloProblem, time_limit_s: float) -> ModuloSolution:
         left = end - time.perf_counter()
         if left <= 0:
             break
-        # Upwards from the bound by doubling steps is quicker than halves: short programmes are small.
-        period = low if found is None and low == bound else (low + high) // 2
+        period = low if low == first else (low + high) // 2  # the bound is often reached
         status, answer = _fits(problem, period, left)
         if status == "yes" and answer is not None:
             found, best, high = answer, period, period - 1
         elif status == "no":
             low = bound = period + 1
-            if found is None and low <= high:
-                period = low
         else:
             break
     if found is None:
@@ -78,8 +75,8 @@ def _fits(
     done = _milp(rows, size, np.zeros(size), np.ones(size), upper, time_limit_s)
     if done.x is None:
         return ("no" if done.status == 2 else "late"), None
-    start, mode = [0] * n, [0] * n
+    starts, mode = [0] * n, [0] * n
     for (i, k, s), c in column.items():
         if done.x[c] > 0.5:
-            start[i], mode[i] = s + period * round(done.x[turns[i]]), k
-    return "yes", (tuple(start), tuple(mode))
+            starts[i], mode[i] = s + period * round(done.x[turns[i]]), k
+    return "yes", (tuple(starts), tuple(mode))

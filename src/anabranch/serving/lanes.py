@@ -37,6 +37,11 @@ class Lanes(Protocol):
         """Let the lanes go."""
 
 
+def usable_cores() -> tuple[int, ...]:
+    """Cores that this process may run on, ascending."""
+    return tuple(sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)))
+
+
 class CpuLanes:
     """One thread a core, pinned to it, whose torch operations use that thread alone. Torch and numba let each other run.
 
@@ -48,10 +53,10 @@ class CpuLanes:
     """
 
     def __init__(self, cores: Sequence[int] | None = None) -> None:
-        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-        self.cores = tuple(sorted(usable) if cores is None else cores)
-        if not self.cores or len(set(self.cores)) < len(self.cores) or set(self.cores) - usable:
-            raise ValueError(f"cores={list(self.cores)}: expected different ones of {sorted(usable)}")
+        usable = usable_cores()
+        self.cores = usable if cores is None else tuple(cores)
+        if not self.cores or len(set(self.cores)) < len(self.cores) or set(self.cores) - set(usable):
+            raise ValueError(f"cores={list(self.cores)}: expected different ones of {list(usable)}")
         self.count = len(self.cores)
         self._work: list[queue.SimpleQueue[tuple[_Batch, list[int]] | None]] = [queue.SimpleQueue() for _ in self.cores]
         threads = torch.get_num_threads()

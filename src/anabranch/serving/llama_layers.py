@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from anabranch.serving._kernels_decode import decode_attention
@@ -74,7 +75,7 @@ class LayerWeights:
         ValueError: a layer of another kind (no separate gate and up, or biases).
     """
 
-    def __init__(self, layer: nn.Module, config: object) -> None:
+    def __init__(self, layer: Any, config: Any) -> None:
         try:
             attention, mlp = layer.self_attn, layer.mlp
             parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
@@ -88,8 +89,8 @@ class LayerWeights:
         self.qkv, self.out, self.gate_up, self.down = torch.cat([q, k, v]), out, torch.cat([gate, up]), down
         self.attention_norm, self.mlp_norm = (norm.weight.detach() for norm in norms)
         self.eps = float(norms[0].variance_epsilon)
-        self.heads = int(config.num_attention_heads)  # type: ignore[attr-defined]
-        self.kv_heads = int(config.num_key_value_heads)  # type: ignore[attr-defined]
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
         self.size = int(k.shape[0] // self.kv_heads)
 
 
@@ -212,7 +213,7 @@ class LayerWork:
 
 
 def layer_works(
-    model: nn.Module,
+    model: Any,
     batch: MixedBatch,
     *,
     layers: int,
@@ -228,7 +229,7 @@ def layer_works(
         ValueError: more layers than the model has, or a model that is no Llama.
     """
     config = model.config
-    blocks: Sequence[nn.Module] = model.model.layers
+    blocks = model.model.layers
     if not 1 <= layers <= len(blocks):
         raise ValueError(f"layers must be 1 to {len(blocks)}, got {layers}")
     found = list(weights) or [LayerWeights(block, config) for block in blocks[:layers]]

@@ -7,6 +7,7 @@ after. The formulation is ours: starts, shares and the period of the steady stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
@@ -231,7 +232,7 @@ def _milp(
     integrality: np.ndarray,
     upper: np.ndarray,
     time_limit_s: float,
-):
+) -> Any:
     entries = [(number, column, value) for number, (row, _, _) in enumerate(rows) for column, value in row]
     at, column, value = zip(*entries, strict=True)
     matrix = coo_array((value, (at, column)), shape=(len(rows), size)).tocsr()

@@ -193,7 +193,7 @@ class PeriodicSchedule:
             found: dict[str, Any] = json.loads(text)
             layer = LayerGraph(
                 tuple(
-                    LayerOperation(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
+                    LayerOperation(**_with_tuples(one))
                     for one in found["layer"]["operations"]
                 ),
                 found["layer"]["decode_tokens"], found["layer"]["prefill_tokens"], tuple(found["layer"]["prompts"]),
@@ -235,6 +235,10 @@ class PeriodicSchedule:
 
     def _names(self, active: Sequence[int]) -> str:
         return ", ".join(_name(self.graph.nodes[i]) for i in active)
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _name(node: NanoNode) -> str:

@@ -15,7 +15,10 @@ class Settings:
     workloads: int  # of the four of the ablation, the published layer's first
     gap: float  # between a schedule and the proven bound at which its search may stop
     search_seconds: float  # limit of one search
-    requests: int  # of the Azure conversation trace that are served; 0 takes all
+    trace: Literal[
+        "quantiles", "azure-llm-2023"
+    ]  # requests served: drawn from published quantiles, or the trace itself
+    requests: int  # of them; 0 takes all of the trace
     weights: Literal["tiny", "smollm2-135m"]  # the model whose layers run on this machine
     layers: int  # of it that run
     prompt_tokens: tuple[int, ...]  # prefill tokens of a batch, one mix each
@@ -31,6 +34,8 @@ class Settings:
             raise ValueError(f"workloads={self.workloads}: expected 1 to 4")
         if self.requests < 0:
             raise ValueError(f"requests={self.requests}: expected 0 (all) or more")
+        if self.trace == "quantiles" and not self.requests:
+            raise ValueError("requests=0: lengths drawn from quantiles need a number")
         if not 0 < self.gap < 1 or not self.search_seconds > 0:
             raise ValueError(f"gap={self.gap}, search_seconds={self.search_seconds}: expected in (0, 1), and above 0")
         if not self.prompt_tokens or min(self.prompt_tokens) < 2:
@@ -70,25 +75,52 @@ PAPER = Paper(
     package="serving",
     extra="serving",
     data=("azure-llm-2023", "smollm2-135m"),
+    parts=(
+        "anabranch.serving:IterationCosts",
+        "anabranch.serving:NanoGraph",
+        "anabranch.serving:search_overlap",
+        "anabranch.serving:search_periodic",
+        "anabranch.serving:Interference",
+        "anabranch.serving:CpuLanes",
+        "anabranch.serving:overlap_pieces",
+        "anabranch.serving:BatchFormer",
+        "anabranch.serving:simulate_dense_batches",
+        "anabranch.serving:KVTier",
+    ),
+    example="""\
+from anabranch.serving import Interference, IterationCosts, Workload, nano_lanes, published_layer, search_overlap
+from anabranch.simulation import ACCELERATORS, LLAMA2_70B
+
+costs = IterationCosts(LLAMA2_70B, ACCELERATORS["A100-80"], 8, Workload(512.0, 1024.0), 2048, flops_per_s=260e12)
+first, second = nano_lanes(published_layer(costs))
+schedule = search_overlap(first, second, Interference.published(), gap=0.05)
+schedule.validate(Interference.published())
+reached = costs.batch / costs.count / schedule.period_s
+assert schedule.gap <= 0.05
+assert 0.6 < reached / costs.optimal_tokens_per_s < 0.8
+schedule.to_json("schedule.json")
+""",
     scales={
         "smoke": Settings(
             models=(),
             workloads=1,
-            gap=0.1,
+            gap=0.3,
             search_seconds=20.0,
+            trace="quantiles",
             requests=400,
             weights="tiny",
             layers=2,
             prompt_tokens=(32,),
             decodes=4,
             context=64,
-            repeats=1,
+            repeats=3,
         ),
         "laptop": Settings(
             models=("Llama-3-70B", "Qwen2-72B", "Deepseek-67B", "Llama-3-8B"),
             workloads=4,
             gap=0.01,
             search_seconds=60.0,
+            trace="azure-llm-2023",
             requests=0,
             weights="smollm2-135m",
             layers=4,
@@ -102,6 +134,7 @@ PAPER = Paper(
             workloads=4,
             gap=0.002,
             search_seconds=600.0,
+            trace="azure-llm-2023",
             requests=0,
             weights="smollm2-135m",
             layers=30,
