@@ -2,8 +2,8 @@
 
 Run: ``python benchmarks/overlap_search.py [SECONDS]``: a limit for each of CP-SAT's searches (60 if not given).
 
-- the published layer (Llama-2-70B, 8 A100, 512/1024): two lanes with changing shares (HiGHS) to a proven 2 % and 0.2 %, CP-SAT with
-  one constant share for each of the same nano-operations, and its structure alone.
+- the published layer (Llama-2-70B, 8 A100, 512/1024): two lanes with changing shares (HiGHS) to a proven 2 % and 0.2 %, CP-SAT
+  with one constant share for each of the same nano-operations, and its structure alone.
 - small lanes: the same programme against enumerating every staircase, each a linear programme.
 - execution: two half batches overlapped on two pinned cores against torch with two threads, one thread, both cores in turn.
 
