@@ -75,7 +75,7 @@ app.add_typer(papers_app, name="papers")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Scale = Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes; claims are judged here), paper.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
-On = Annotated[str, typer.Option(help="Where: here, pool or pool:N.")]
+On = Annotated[str, typer.Option(help="Where: here, pool, pool:N, ray, ray:N or ray:ADDRESS.")]
 Device = Annotated[str, typer.Option(help="Device for the arrays of the experiment.")]
 
 
@@ -102,12 +102,15 @@ def papers_search(
     runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that run here.")] = False,
     package: Annotated[str | None, typer.Option(help="Only papers whose parts are in this package.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 50,
+    words: Annotated[
+        bool, typer.Option("--words", help="By words only: at once, also where the encoder is here.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List papers, best match first."""
+    """List papers, best match first: by meaning after `anabranch data all-minilm-l6-v2`, else by words."""
     from anabranch.hub import views
 
-    rows = views.find(" ".join(query or []), runnable=runnable, package=package, limit=limit)
+    rows = views.find(" ".join(query or []), runnable=runnable, package=package, limit=limit, words_only=words)
     if as_json:
         _print_json([row.as_dict() for row in rows])
     else:

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
 from anabranch.hub.importers import ImportReport, import_page
-from anabranch.hub.search import search
+from anabranch.hub.search import Ranker, TextIndex, document, search
 from anabranch.lab.discover import find_paper, papers
 from anabranch.lab.errors import LabError, UnknownName
 from anabranch.lab.places import ensure, home
@@ -55,8 +56,12 @@ class Row:
         }  # fmt: skip
 
 
-def find(query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50) -> list[Row]:
+def find(
+    query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50, words_only: bool = False
+) -> list[Row]:
     """Papers that fit ``query``, best first; all, newest first, for an empty one.
+
+    By meaning where the encoder is here (it takes seconds to load), else or with ``words_only`` by words.
 
     Raises:
         UnknownName: no paper has its parts in ``package``.
@@ -70,7 +75,17 @@ def find(query: str, *, runnable: bool = False, package: str | None = None, limi
         if (not runnable or (entry.paper is not None and entry.paper.runnable))
         and (package is None or (entry.paper is not None and entry.paper.package == package))
     ]
-    return [Row(hit.entry, hit.score, hit.sentence) for hit in search(entries, query, limit)]
+    ranker = None if words_only or not query.strip() else ranker_by_meaning(entries)
+    return [Row(hit.entry, hit.score, hit.sentence) for hit in search(entries, query, limit, ranker=ranker)]
+
+
+def ranker_by_meaning(entries: list[Entry]) -> Ranker | None:
+    """A ranker over ``entries`` where the encoder is here, else None."""
+    if not meaning.has_model():
+        return None
+    embedder, documents = meaning.load_embedder(), [document(entry) for entry in entries]
+    store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
+    return meaning.MeaningIndex(documents, TextIndex(documents), embedder, store)
 
 
 def _entries() -> list[Entry]:
