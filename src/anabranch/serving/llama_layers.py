@@ -223,6 +223,7 @@ def layer_works(
     """The first ``layers`` of a causal Llama on a batch of random inputs and random caches; each layer reads the one before.
 
     Args:
+        generator: of the inputs, on the model's device.
         weights: of the layers, if they are there already (nano-batches share them).
 
     Raises:
@@ -233,13 +234,14 @@ def layer_works(
     if not 1 <= layers <= len(blocks):
         raise ValueError(f"layers must be 1 to {len(blocks)}, got {layers}")
     found = list(weights) or [LayerWeights(block, config) for block in blocks[:layers]]
-    positions = torch.tensor([batch.context] * batch.decodes + [at for length in batch.prompts for at in range(length)])
-    hidden = torch.randn(batch.tokens, int(config.hidden_size), generator=generator)
+    turns = [batch.context] * batch.decodes + [at for length in batch.prompts for at in range(length)]
+    positions = torch.tensor(turns, device=generator.device)
+    hidden = torch.randn(batch.tokens, int(config.hidden_size), generator=generator, device=generator.device)
     cos, sin = (x[0] for x in model.model.rotary_emb(hidden[None], positions[None]))
     works: list[LayerWork] = []
     for one in found[:layers]:
         shape = (batch.decodes, one.kv_heads, one.size, batch.context + 1)
-        keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+        keys, values = (torch.randn(shape, generator=generator, device=generator.device) for _ in range(2))
         works.append(LayerWork(one, batch, works[-1].output if works else hidden, keys, values, cos, sin))
     return works
 

@@ -44,7 +44,7 @@ class PreparedOverlap:
 
     @property
     def predicted_s(self) -> float:
-        """Of :meth:`run`, by the schedule."""
+        """Of :meth:`run`, by the schedule in steady state: the second nano-batch's way to where it starts is not in it."""
         return len(self.whole) * self.schedule.period_s
 
     @property

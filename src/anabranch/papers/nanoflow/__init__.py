@@ -123,7 +123,7 @@ schedule.to_json("schedule.json")
             trace="azure-llm-2023",
             requests=0,
             weights="smollm2-135m",
-            layers=4,
+            layers=8,
             prompt_tokens=(32, 64, 128, 256, 512),
             decodes=32,
             context=1024,
