@@ -198,10 +198,16 @@ def test_bounds_of_the_published_layer() -> None:
     whole = layer()
     one = NanoGraph.split(whole, granularity=None, charge_rereads=False)
     assert period_bound(one, PUBLISHED) == pytest.approx(0.2209, abs=6e-4)
-    cuts = [whole.decode_tokens // 2, whole.decode_tokens, whole.decode_tokens + whole.prefill_tokens // 2]
     two = NanoGraph.split(whole, {one.name: [1024] for one in whole.operations}, charge_rereads=False)
     assert period_bound(two, PUBLISHED) == pytest.approx(0.1853, abs=2e-3)
-    assert cuts[0] < cuts[1] < cuts[2]
+
+
+def test_the_structure_of_the_published_split() -> None:
+    """0 to 768 and 768 to 2,048: a prototype found 149.0 ms with durations rounded up, 141.5 ms is the compute."""
+    graph = NanoGraph.split(layer(), [768], charge_rereads=False)
+    found = search_periodic(graph, PUBLISHED, stage="structure", solver="cp-sat", units=200, time_limit_s=60.0)
+    found.validate()
+    assert 0.14153 <= found.resource_bound_s * (1 + 1e-6) <= found.period_s * (1 + 1e-6) <= 0.150
 
 
 def test_no_time_means_the_sequence() -> None:

@@ -29,7 +29,9 @@ def solve_cp_sat(problem: ModuloProblem, time_limit_s: float, workers: int) -> M
     demands: list[list[int]] = [[] for _ in problem.capacity]
     lasts = []
     for i, modes in enumerate(problem.modes):
-        place = model.new_int_var(0, most, f"place{i}")
+        place = model.new_int_var(
+            0, most if i else 0, f"place{i}"
+        )  # the circle may be turned: the first node begins it
         model.add(place < period)
         start = model.new_int_var(0, (turns + 1) * most, f"start{i}")
         whole = [model.new_bool_var(f"whole{i}_{m}") for m in range(turns + 1)]
@@ -55,7 +57,10 @@ def solve_cp_sat(problem: ModuloProblem, time_limit_s: float, workers: int) -> M
     for i, j, lag in problem.edges:
         model.add(starts[i] + lasts[i] <= starts[j] + lag * period)
     for resource, capacity in enumerate(problem.capacity):
-        model.add_cumulative(intervals[resource], demands[resource], capacity)
+        if capacity == 1:
+            model.add_no_overlap(intervals[resource])
+        else:
+            model.add_cumulative(intervals[resource], demands[resource], capacity)
         work = [
             d * r * pick
             for modes, picks in zip(problem.modes, chosen, strict=True)

@@ -26,7 +26,7 @@ class PeriodicSchedule:
         stage: "structure" (operations of a kind exclude each other, nothing else interferes) or "resources" (shares add up to at
             most 1, speed by the interference).
         bound_s: proven least period. resource_bound_s: from resources and recurrence alone (:func:`period_bound`).
-        status: "optimal", "time limit", or "fallback" (in sequence: nothing was found in time).
+        status: "optimal" (in whole units of time), "time limit", or "fallback" (in sequence: nothing was found in time).
     """
 
     graph: NanoGraph
