@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
+from anabranch.hub.encoder_files import model_folder
 from anabranch.hub.search import Document, Ranker, sentences
-from anabranch.lab.places import cache_folder, data_folder
+from anabranch.lab.places import cache_folder
 
-MODEL = "all-minilm-l6-v2"
 MEANING, WORDS = 0.7, 0.3
 _LEAST_COSINE = 0.12  # below it a paper without a common word is not about the query
 _CANDIDATES = 200  # papers whose sentences are looked at, where there are more
@@ -31,18 +31,6 @@ class Embedder(Protocol):
     def name(self) -> str: ...
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
-
-
-def model_folder() -> Path:
-    """Where ``anabranch data all-minilm-l6-v2`` puts the encoder."""
-    return data_folder() / MODEL
-
-
-def has_model() -> bool:
-    """Whether the encoder and the libraries that run it are here; nothing is loaded to find out."""
-    from importlib.util import find_spec
-
-    return (model_folder() / "model.safetensors").is_file() and all(find_spec(n) for n in ("torch", "transformers"))
 
 
 def load_embedder(path: str | Path | None = None) -> Embedder:

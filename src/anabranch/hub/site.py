@@ -17,6 +17,7 @@ from typing import Any
 
 from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
+from anabranch.hub.encoder_files import has_model
 from anabranch.hub.search import Hit, Ranker, TextIndex, document, search
 from anabranch.hub.views import catalogue_path
 from anabranch.hub.votes import Activity, Votes, Window, name_of, trending, window_of
@@ -253,7 +254,7 @@ class Site:
         return "meaning" if self.known().by_meaning is not None else "words"
 
     def _ranker(self, known: _Known) -> Ranker:
-        if known.by_meaning is None and self.use_meaning and not known.building and meaning.has_model():
+        if known.by_meaning is None and self.use_meaning and not known.building and has_model():
             known.building = True
             threading.Thread(target=self._build, args=(known,), name="meaning", daemon=True).start()
         return known.by_meaning or known.words

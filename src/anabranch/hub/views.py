@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anabranch.hub.catalogue import Catalogue, Entry
 from anabranch.hub.daily_papers import Source
+from anabranch.hub.encoder_files import has_model
 from anabranch.hub.importers import ImportReport, import_page, parse_saved_page
 from anabranch.hub.search import Ranker, TextIndex, document, search
 from anabranch.lab.discover import find_paper, papers
@@ -81,10 +82,10 @@ def find(
 
 def ranker_by_meaning(entries: list[Entry]) -> Ranker | None:
     """A ranker over ``entries`` where the encoder is here, else None."""
-    from anabranch.hub import meaning  # numpy: not for the mere listing
-
-    if not meaning.has_model():
+    if not has_model():
         return None
+    from anabranch.hub import meaning  # numpy, and soon torch: not for a search by words
+
     embedder, documents = meaning.load_embedder(), [document(entry) for entry in entries]
     store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
     return meaning.MeaningIndex(documents, TextIndex(documents), embedder, store)
