@@ -89,7 +89,7 @@ class Card:
 class _Known:
     """Everything that changes only with the catalogue's file."""
 
-    version: tuple[int, int]
+    version: tuple[int, int, int]
     entries: list[Entry]
     by_key: dict[str, int]
     words: Ranker
@@ -104,6 +104,7 @@ class Site:
     Args:
         path: the catalogue's file; made where absent.
         db: the page's own connection to the file, in autocommit mode.
+        edition: counts the times that results were found changed.
         use_meaning: whether to search by meaning where the encoder is here. It is loaded in the background by the first
             search; until it is ready words are searched.
     """
@@ -113,6 +114,7 @@ class Site:
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _known: _Known | None = field(default=None, repr=False)
     _embedder: meaning.Embedder | None = field(default=None, repr=False)
+    edition: int = field(default=0, init=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
     _results: tuple[float, dict[str, tuple[Result, bool]]] | None = field(default=None, repr=False)
@@ -129,11 +131,10 @@ class Site:
         self.db.close()
 
     @property
-    def version(self) -> tuple[int, int]:
-        """Changes when another connection writes to the catalogue, or a vote is given here."""
+    def version(self) -> tuple[int, int, int]:
+        """Changes when another connection writes to the catalogue, a vote is given here, or results are found changed."""
         with self._lock:
-            changes = self.db.total_changes
-            return int(self.db.execute("PRAGMA data_version").fetchone()[0]), changes
+            return int(self.db.execute("PRAGMA data_version").fetchone()[0]), self.db.total_changes, self.edition
 
     def known(self) -> _Known:
         """The entries and their index, read anew after a change. O(entries)."""
@@ -274,17 +275,20 @@ class Site:
     # Verdicts
 
     def results(self) -> dict[str, tuple[Result, bool]]:
-        """Committed results by slug, and whether each is stale."""
+        """Committed results by slug, and whether each is stale. After ten seconds they are read again, in the background."""
         with self._lock:
-            now = time.monotonic()
-            if self._results is None or now - self._results[0] > _RESULTS_FOR_S:
-                found = {}
-                for paper in papers():
-                    result = load_result(paper.slug)
-                    if result is not None:
-                        found[paper.slug] = (result, is_stale(result))
-                self._results = (now, found)
+            if self._results is None:
+                self._results = (time.monotonic(), _read_results())
+            elif time.monotonic() - self._results[0] > _RESULTS_FOR_S:
+                self._results = (time.monotonic(), self._results[1])
+                threading.Thread(target=self._read_again, name="results", daemon=True).start()
             return self._results[1]
+
+    def _read_again(self) -> None:
+        found = _read_results()
+        with self._lock:
+            if self._results is None or found != self._results[1]:
+                self._results, self.edition = (time.monotonic(), found), self.edition + 1
 
     def claims(self, paper: Paper | None = None) -> list[ClaimRow]:
         """All claims of a paper, or of all papers."""
@@ -299,6 +303,11 @@ class Site:
         """``5 of 6 hold``, for a badge."""
         rows = [row for row in self.claims(next(p for p in papers() if p.slug == slug)) if row.claim.checked]
         return {"holds": sum(row.outcome == "holds" for row in rows), "of": len(rows)}
+
+
+def _read_results() -> dict[str, tuple[Result, bool]]:
+    found = ((paper.slug, load_result(paper.slug)) for paper in papers())
+    return {slug: (result, is_stale(result)) for slug, result in found if result is not None}
 
 
 @dataclass

@@ -26,6 +26,7 @@ class Context:
     token: str | None = None
     render: Renderer = field(default_factory=Renderer)
     tails: Tails = field(default_factory=Tails)
+    pages: dict[tuple[object, ...], bytes] = field(default_factory=dict)
 
 
 def context_of(request: Request) -> Context:

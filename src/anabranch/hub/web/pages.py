@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import wraps
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from anabranch.hub.catalogue import Entry
@@ -20,6 +24,7 @@ from anabranch.lab import list_runs
 from anabranch.lab.settings import describe_settings
 
 PAGE_SIZE = 30
+_PAGES_KEPT, _TRENDS_FOR_S = 500, 30
 WINDOWS: dict[str, Window] = {"date": "day", "week": "week", "month": "month"}
 
 
@@ -183,10 +188,33 @@ def _feed(
     )  # fmt: skip
 
 
+def kept(page: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """A page that is the same for everybody, made once for each state of the catalogue."""
+
+    @wraps(page)
+    async def handler(request: Request) -> Response:
+        context = context_of(request)
+        if "q" in request.query_params:
+            return await run_in_threadpool(page, request)
+        state = context.site.version
+        key = (request.url.path, request.url.query, state, int(time.time() / _TRENDS_FOR_S))
+        found = context.pages.get(key)
+        if found is None:
+            answer = await run_in_threadpool(page, request)
+            if answer.status_code != 200:
+                return answer
+            if len(context.pages) >= _PAGES_KEPT:
+                context.pages.clear()
+            found = context.pages[key] = bytes(answer.body)
+        return HTMLResponse(found)
+
+    return handler
+
+
 ROUTES = [
-    Route("/", home),
-    Route("/papers", everything),
-    Route("/papers/trending", trending),
+    Route("/", kept(home)),
+    Route("/papers", kept(everything)),
+    Route("/papers/trending", kept(trending)),
     Route("/papers/{key}.md", markdown),
     Route("/papers/{key}/vote", vote, methods=["POST"]),
     *(Route(path, window, name=word) for word in WINDOWS for path in (f"/papers/{word}", f"/papers/{word}/{{text}}")),
