@@ -78,6 +78,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # who comes before the server is up waits
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()
