@@ -102,7 +102,7 @@ def plot_curves(
 
 
 class Bar(NamedTuple):
-    """One thing that a lane does from ``begin_s`` to ``end_s``; bars of one ``kind`` share a color, ``label`` is written inside."""
+    """What a lane does from ``begin_s`` to ``end_s``; bars of one ``kind`` share a color, ``label`` is written inside."""
 
     lane: str
     begin_s: float
