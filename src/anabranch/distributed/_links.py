@@ -12,7 +12,8 @@ from torch import Tensor
 from anabranch.distributed._stage import Layout
 from anabranch.distributed.skips import Channel
 
-_TENSORS, _PARTS = 16, 1 << 16  # most tensors of a channel and micro-batches, for tags
+_TENSORS, _PARTS = 16, 1 << 14  # most tensors of a channel and micro-batches, for tags
+_BACK, _SUM = 1 << 30, 1 << 29  # added to the tags of gradients; tag of the sum of shared ones
 _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -51,15 +52,20 @@ def floating(specs: Specs) -> Specs:
 
 
 class Links:
-    """Messages of one stage. ``forward`` and ``backward`` are process groups of all stages, one for each direction."""
+    """Messages of one stage.
+
+    Args:
+        forward, backward: process groups of all stages for either direction. One and the same will do where messages are told
+            apart by tags (gloo); where they keep their order (NCCL) it takes two.
+    """
 
     def __init__(self, sources: list[Channel], sinks: list[Channel], forward: Any, backward: Any, device: Any) -> None:
         self.sources, self.sinks = sources, sinks
         self._forward, self._backward, self._device = forward, backward, device
         # A queue for each peer and direction: who waits for one stage must not keep another from its tensors.
-        self._sends: defaultdict[tuple[Any, int], deque[tuple[Any, Tensor]]] = defaultdict(deque)
+        self._sends: defaultdict[tuple[bool, int], deque[tuple[Any, Tensor]]] = defaultdict(deque)
         self._buffers: dict[Any, list[Tensor]] = {}
-        self._posted: dict[tuple[Any, int], list[tuple[Any, Tensor, int]]] = {}
+        self._posted: dict[tuple[int, int], list[tuple[Any, Tensor, int]]] = {}  # by direction and micro-batch
 
     # Headers: what the next stages must know of a step before its first tensor comes.
 
@@ -110,30 +116,46 @@ class Links:
     def post_inputs(self, m: int, slot: int, specs: Specs, layout: Layout) -> None:
         """Have buffers ready for the inputs of micro-batch ``m``."""
         if self.sources:
-            self._post(self._forward, self.sources, [c.source for c in self.sources], m, slot, specs, layout)
+            self._post(0, self.sources, [c.source for c in self.sources], m, slot, specs, layout)
 
     def post_gradients(self, m: int, slot: int, specs: Specs, layout: Layout) -> None:
         """Have buffers ready for the gradients of the outputs of micro-batch ``m``."""
         if self.sinks:
-            self._post(self._backward, self.sinks, [c.target for c in self.sinks], m, slot, specs, layout)
+            self._post(_BACK, self.sinks, [c.target for c in self.sinks], m, slot, specs, layout)
 
     def inputs(self, m: int) -> tuple[Tensor, ...]:
         """What was posted for micro-batch ``m``, when it is there."""
-        return self._take(self._forward, m)
+        return self._take(0, m)
 
     def gradients(self, m: int) -> tuple[Tensor, ...]:
         """Gradients of the floating outputs of micro-batch ``m``, when they are there."""
-        return self._take(self._backward, m) if self.sinks else ()
+        return self._take(_BACK, m) if self.sinks else ()
 
     def send_outputs(self, m: int, row: Sequence[Tensor], layout: Layout) -> None:
         """To the sinks."""
         flags = [True] * len(row)
-        self._spread(self._forward, self.sinks, [c.target for c in self.sinks], m, row, layout, flags)
+        self._spread(0, self.sinks, [c.target for c in self.sinks], m, row, layout, flags)
 
     def send_gradients(self, m: int, row: Sequence[Tensor], specs: Specs, layout: Layout) -> None:
         """Gradients of the floating inputs to the sources."""
         flags = [spec.dtype.is_floating_point for spec in specs]
-        self._spread(self._backward, self.sources, [c.source for c in self.sources], m, row, layout, flags)
+        self._spread(_BACK, self.sources, [c.source for c in self.sources], m, row, layout, flags)
+
+    def add_up(self, gradient: Tensor, owners: Sequence[int], own: int) -> None:
+        """Sum of a shared parameter's gradients over its owners, in place: the first of them adds, and tells the others."""
+        gathers, others = owners[0], owners[1:]
+        if own == gathers:
+            for stage in others:
+                part = torch.empty_like(gradient)
+                self._wait(self._receive(self._backward, part, stage, _BACK), stage)
+                gradient += part
+            for stage in others:
+                self._send(self._forward, gradient, stage, _SUM)
+        else:
+            self._send(self._backward, gradient, gathers, _BACK)
+            self.flush()
+            self._wait(self._receive(self._forward, gradient, gathers, _SUM), gathers)
+        self.flush()
 
     def flush(self) -> None:
         """Wait for all sends."""
@@ -164,35 +186,36 @@ class Links:
                 at += 1
 
     def _post(
-        self, group: Any, channels: list[Channel], peers: list[int], m: int, slot: int, specs: Specs, layout: Layout
+        self, back: int, channels: list[Channel], peers: list[int], m: int, slot: int, specs: Specs, layout: Layout
     ) -> None:
-        key = (group, slot, specs)
-        gradients = group is self._backward
+        key = (back, slot, specs)
         if key not in self._buffers:
-            chosen = floating(specs) if gradients else specs
+            chosen = floating(specs) if back else specs
             self._buffers[key] = [torch.empty(s.shape, dtype=s.dtype, device=self._device) for s in chosen]
         buffers = self._buffers[key]
-        flags = [not gradients or spec.dtype.is_floating_point for spec in specs]
-        self._posted[group, m] = [
-            (self._receive(group, buffers[i], peer, tag), buffers[i], peer)
+        flags = [not back or spec.dtype.is_floating_point for spec in specs]
+        group = self._backward if back else self._forward
+        self._posted[back, m] = [
+            (self._receive(group, buffers[i], peer, back + tag), buffers[i], peer)
             for i, peer, tag in self._walk(channels, peers, m, layout, flags)
         ]
 
-    def _take(self, group: Any, m: int) -> tuple[Tensor, ...]:
-        posted = self._posted.pop((group, m))
+    def _take(self, back: int, m: int) -> tuple[Tensor, ...]:
+        posted = self._posted.pop((back, m))
         for work, _, peer in posted:
             self._wait(work, peer)
         return tuple(buffer for _, buffer, _ in posted)
 
     def _spread(
-        self, group: Any, channels: list[Channel], peers: list[int], m: int, row: Sequence[Tensor], layout: Layout,
+        self, back: int, channels: list[Channel], peers: list[int], m: int, row: Sequence[Tensor], layout: Layout,
         flags: Sequence[bool],
     ) -> None:  # fmt: skip
+        group = self._backward if back else self._forward
         for i, peer, tag in self._walk(channels, peers, m, layout, flags):
-            self._send(group, row[i].contiguous(), peer, tag)
+            self._send(group, row[i].contiguous(), peer, back + tag)
 
     def _send(self, group: Any, tensor: Tensor, peer: int, tag: int) -> None:
-        sends = self._sends[group, peer]
+        sends = self._sends[tag >= _BACK, peer]
         while len(sends) > _UNFINISHED:
             self._wait(sends.popleft()[0], peer)
         try:

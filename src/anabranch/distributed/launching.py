@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from anabranch.distributed.errors import PipelineError, RankFailed
 
-# The second is what torch imports in the first backward that is given gradients, over a second.
-_PRELOADED = ["anabranch.distributed", "torch.fx.experimental.symbolic_shapes"]
+# After it what torch imports in the first backward that is given gradients and in the first optimizer: seconds each.
+_PRELOADED = ["anabranch.distributed", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"]
 _GRACE_S = 5.0  # for the others to say what they saw, after one has failed
 
 

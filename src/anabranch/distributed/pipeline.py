@@ -116,13 +116,16 @@ class Pipeline:
         own = (*self._stage.layers.parameters(), *self._stage.layers.buffers())
         self.device = torch.device(device) if device is not None else next((t.device for t in own), torch.device("cpu"))
         wait = timedelta(seconds=timeout_s)
-        self._groups = [self._new_group(ranks, wait) for _ in range(2)]  # a direction each: no order between them
+        tags = dist.get_backend(group) == "gloo"  # elsewhere messages keep their order: a group for either direction
+        self._groups = [self._new_group(ranks, wait) for _ in range(1 if tags else 2)]
         self._ties = [
-            (self._new_group([ranks[stage] for stage, _ in shared], wait), dict(shared)[self.stage])
+            ([stage for stage, _ in shared], dict(shared)[self.stage])
             for shared in self._parts.shared_parameters()
             if any(stage == self.stage for stage, _ in shared)
         ]
-        self._links = Links(self._stage.sources, self._stage.sinks, *self._groups, self.device)
+        self._links = Links(
+            self._stage.sources, self._stage.sinks, self._groups[0], self._groups[-1], self.device
+        )
         self._actions = [(action.kind, action.micro_batch) for action in self.schedule.actions(self.stage)]
         self._again = {m for kind, m in self._actions if kind == "R"}
         self._backwards = [m for kind, m in self._actions if kind == "B"]
@@ -365,9 +368,9 @@ class Pipeline:
     def _finish_step(self, earlier: list[Tensor | None]) -> None:
         """What follows the last backward: statistics, shared parameters, replicas."""
         self._stage.finish()
-        for group, parameter in self._ties:
+        for owners, parameter in self._ties:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            dist.all_reduce(parameter.grad, group=group)
+            self._links.add_up(parameter.grad, owners, self.stage)
         if self._replicas is not None:
             average_gradients(list(self.parameters()), self._replicas)
         for parameter, before in zip(self._reduced, earlier, strict=True):
@@ -415,6 +418,6 @@ class Pipeline:
         self._failed = True
         self._links.drop()
         self._stage.kept.clear()
-        for group in (*self._groups, *(group for group, _ in self._ties)):
+        for group in self._groups:
             close_group(group)
-        self._groups, self._ties = [], []
+        self._groups = []
