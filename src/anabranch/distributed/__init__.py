@@ -12,12 +12,27 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
+from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
 from anabranch.distributed.launching import Ranks, launch
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
+from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
 from anabranch.distributed.pipeline import Did, Pipeline
 from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
+from anabranch.distributed.planning import (
+    PipelinePlan,
+    StageCosts,
+    activation_memory,
+    most_layers,
+    plan_pipeline,
+    predict_step,
+    stage_costs,
+    stage_memory,
+    variance_balance,
+)
+from anabranch.distributed.profile import LayerProfile, profile_layers
+from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
     Action,
     PipelineSchedule,
@@ -26,26 +41,46 @@ from anabranch.distributed.schedules import (
     one_forward_one_backward,
 )
 from anabranch.distributed.skips import PopSkip, StashSkip
+from anabranch.distributed.transformer_profile import profile_transformer
 
 __all__ = [
     "Action",
+    "CausalLayers",
     "DeferredBatchNorm",
     "Did",
+    "LayerProfile",
     "LocalPipeline",
     "Pipeline",
     "PipelineError",
+    "PipelinePlan",
     "PipelineSchedule",
     "PipelineTimeline",
     "PopSkip",
     "RankFailed",
     "Ranks",
+    "SavedTensors",
+    "StageCosts",
     "StashSkip",
+    "activation_memory",
+    "causal_layers",
     "convert_batchnorm",
     "fill_drain",
     "interleaved",
     "launch",
+    "most_layers",
+    "next_token_loss",
     "one_forward_one_backward",
+    "pipeline_from_transformers",
+    "plan_pipeline",
+    "predict_step",
+    "profile_layers",
+    "profile_transformer",
+    "residual_network_layers",
     "simulate_pipeline",
     "split_batch",
     "split_sizes",
+    "stage_costs",
+    "stage_memory",
+    "variance_balance",
+    "vision_transformer_layers",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anabranch.distributed.batch_norm import deferred_of
 from anabranch.distributed.micro_batches import Value
+from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.skips import Channel, run_layers
 
 LossFunction = Callable[..., Tensor]
@@ -57,6 +58,7 @@ class Kept:
     wanted: tuple[bool, ...] = ()  # of the floating outputs, which have a gradient to take
     versions: tuple[int, ...] = ()
     random: tuple[Tensor, Tensor | None] | None = None
+    held: Any = None
 
 
 class Stage:
@@ -77,6 +79,7 @@ class Stage:
         self._run = list(layers)
         self.kept: dict[int, Kept] = {}
         self.loss_fn: LossFunction | None = None
+        self.saved: SavedTensors | None = None  # counts what is kept, if somebody wants to know
         self._buffers = list(self.layers.buffers())
         self._changing: list[Tensor] | None = None if self._buffers else []  # buffers that a forward changes
         self._deferred = deferred_of(self.layers)
@@ -94,6 +97,8 @@ class Stage:
         if self.sources:
             inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in inputs)
         kept = self.kept[m] = Kept(inputs, layout, target)
+        if self.saved is not None:
+            kept.held = self.saved.hold(inputs)
         learning = self._changing is None
         before = [b._version for b in self._buffers] if learning else []
         if again:
@@ -122,7 +127,8 @@ class Stage:
         kept = self.kept[m]
         if tuple(t._version for t in kept.inputs) != kept.versions:
             raise ValueError(
-                f"stage {self.index} changed its input in place: it cannot be recomputed; use inplace=False in its first layers"
+                f"stage {self.index} changed its input in place: it cannot be recomputed; use inplace=False in its first "
+                "layers"
             )
         now, saved = self._random_state(), [b.clone() for b in self._changing or ()]
         assert kept.random is not None
@@ -150,6 +156,12 @@ class Stage:
             norm.update_running()
 
     def _compute(self, kept: Kept) -> tuple[tuple[Tensor, ...], Layout]:
+        if self.saved is None:
+            return self._with_loss(kept)
+        with self.saved.watch():
+            return self._with_loss(kept)
+
+    def _with_loss(self, kept: Kept) -> tuple[tuple[Tensor, ...], Layout]:
         outputs, layout = self._outputs(kept.inputs, kept.layout)
         if not self.last:
             return outputs, layout

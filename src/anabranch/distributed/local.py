@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anabranch.distributed._partition import Partition, Prefixes, ScheduleName, named_schedule
 from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatten
 from anabranch.distributed.micro_batches import Value, split_batch, split_sizes
+from anabranch.distributed.saved import SavedTensors
 
 _Row = tuple[Tensor, ...]
 
@@ -152,6 +153,20 @@ class LocalPipeline:
         for stage in self._stages:
             stage.finish()
         return torch.stack(losses).sum()
+
+    def kept_bytes(self, x: Value, target: Any, loss_fn: LossFunction) -> list[int]:
+        """Most bytes that every stage keeps for its backwards at any time, measured in a step; gradients stay as they are."""
+        before = [(p, p.grad) for p in self.parameters()]
+        for stage in self._stages:
+            stage.saved = SavedTensors([*stage.layers.parameters(), *stage.layers.buffers()])
+        try:
+            self.step(x, target, loss_fn)
+            return [stage.saved.peak_bytes for stage in self._stages if stage.saved is not None]
+        finally:
+            for stage in self._stages:
+                stage.saved = None
+            for parameter, gradient in before:
+                parameter.grad = gradient
 
     def predict(self, x: Value) -> Value:
         """The model's output without gradients, micro-batch by micro-batch."""

@@ -123,9 +123,7 @@ class Pipeline:
             for shared in self._parts.shared_parameters()
             if any(stage == self.stage for stage, _ in shared)
         ]
-        self._links = Links(
-            self._stage.sources, self._stage.sinks, self._groups[0], self._groups[-1], self.device
-        )
+        self._links = Links(self._stage.sources, self._stage.sinks, self._groups[0], self._groups[-1], self.device)
         self._actions = [(action.kind, action.micro_batch) for action in self.schedule.actions(self.stage)]
         self._again = {m for kind, m in self._actions if kind == "R"}
         self._backwards = [m for kind, m in self._actions if kind == "B"]
