@@ -110,8 +110,8 @@ class Fails(nn.Module):
 
 def failing(how: str, stage: int, calls: int, schedule: str) -> None:
     layers = mlp()
-    layers.insert(sum([2, 2, 2][:stage]), Fails(how, calls))
-    balance = [2, 2, 2]
+    balance = [2, 2, 3]
+    layers.insert(sum(balance[:stage]), Fails(how, calls))
     balance[stage] += 1
     pipeline = Pipeline(layers, balance, micro_batches=4, schedule=schedule, timeout_s=3 if how == "hang" else 600)
     for _ in range(3):

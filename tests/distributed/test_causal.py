@@ -11,7 +11,9 @@ from anabranch.language import tiny_causal
 
 
 def tiny(tied: bool = True) -> nn.Module:
-    model = tiny_causal(layers=3, hidden=16, heads=2, kv_heads=1, vocab=31, tied=tied, generator=torch.Generator().manual_seed(0)).model  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"layers": 3, "hidden": 16, "heads": 2, "kv_heads": 1, "vocab": 31}
+    model = tiny_causal(**sizes, tied=tied, generator=generator).model
     return model.double().requires_grad_(True)
 
 

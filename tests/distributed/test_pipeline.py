@@ -164,7 +164,16 @@ def test_running_statistics_follow_the_mini_batch(checkpoint: str) -> None:
     assert torch.allclose(found[1][1], model.eval()(ranks.data()[0]))
 
 
-@pytest.mark.parametrize(("how", "stage", "schedule"), [("raise", 1, "gpipe"), ("raise", 2, "1f1b"), ("kill", 1, "1f1b"), ("kill", 0, "gpipe"), ("hang", 2, "gpipe")])  # fmt: skip
+FAILURES = [
+    ("raise", 1, "gpipe"),
+    ("raise", 2, "1f1b"),
+    ("kill", 1, "1f1b"),
+    ("kill", 0, "gpipe"),
+    ("hang", 2, "gpipe"),
+]
+
+
+@pytest.mark.parametrize(("how", "stage", "schedule"), FAILURES)
 def test_a_stage_that_fails_stops_all_and_is_named(how: str, stage: int, schedule: str) -> None:
     with Ranks(3) as processes:
         processes.call(ranks.add, 1, 2)  # started

@@ -102,8 +102,8 @@ def test_profiles_as_files(tmp_path: Any) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             LayerProfile.from_csv(file)
-    with pytest.raises(ValueError, match="params has shape"):
-        example(params=[1.0])
+    with pytest.raises(ValueError, match="params must be finite and >= 0"):
+        example(params=[-1.0] * 6)
 
 
 def test_a_transformer_by_its_shape() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from anabranch.distributed.schedules import PipelineSchedule, fill_drain, one_fo
 from anabranch.distributed.skips import find_channels
 from anabranch.simulation import balance as balanced
 
-ScheduleName = Literal["gpipe", "1f1b", "naive"]
 Prefixes = Sequence[Mapping[str, str]]  # of every layer: beginnings of its own names -> beginnings of the full names
 
 

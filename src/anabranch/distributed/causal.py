@@ -74,8 +74,8 @@ def causal_layers(model: nn.Module) -> CausalLayers:
     """Embedding, decoder layers, norm with head: modules of the model itself, so that its parameters are trained.
 
     Args:
-        model: a causal language model built like Llama (Llama, Mistral, Qwen2, SmolLM2): ``model.embed_tokens``,
-            ``model.layers``, ``model.rotary_emb``, ``model.norm``, ``lm_head``. Full causal attention; dropout and caches as the modules have them.
+        model: a causal language model built like Llama (Llama, Mistral, Qwen2, SmolLM2), with ``model.embed_tokens``,
+            ``model.layers``, ``model.rotary_emb``, ``model.norm`` and ``lm_head``. Full causal attention, no cache.
 
     Raises:
         ValueError: a model that is built otherwise, or with sliding windows.

@@ -75,7 +75,7 @@ class Ranks:
             with contextlib.suppress(OSError):  # found below
                 pipe.send((fn, arguments))
         results: dict[int, Any] = {}
-        failed: dict[int, str] = {}
+        failed: dict[int, Any] = {}  # how it died, or (saw another fail, trace)
         first: int | None = None
         deadline = float("inf")
         while len(results) + len(failed) < self.nproc and time.monotonic() < deadline:
@@ -94,9 +94,8 @@ class Ranks:
         self.stop()
         reports = {rank: text if isinstance(text, str) else text[1] for rank, text in failed.items()}
         reports |= {r: "stopped while it waited" for r in range(self.nproc) if r not in results and r not in reports}
-        # Who only saw another fail is not the one that failed.
-        own = [rank for rank, text in failed.items() if isinstance(text, str) or not text[0]]
-        first = own[0] if own else first
+        # Whoever was killed began it; whoever only saw another stage fail did not.
+        first = min(failed, key=lambda rank: 0 if isinstance(failed[rank], str) else 1 + failed[rank][0])
         others = "".join(
             f"\n\nrank {rank}: {text.strip().splitlines()[-1]}"
             for rank, text in sorted(reports.items())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anabranch.distributed._partition import Partition, Prefixes, ScheduleName, named_schedule
+from anabranch.distributed._partition import Partition, Prefixes, named_schedule
 from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatten
 from anabranch.distributed.micro_batches import Value, split_batch, split_sizes
 from anabranch.distributed.saved import SavedTensors
@@ -36,11 +36,11 @@ class LocalPipeline:
         *,
         stages: int | None = None,
         micro_batches: int = 8,
-        schedule: ScheduleName = "gpipe",
-        checkpoint: Literal["except_last", "always", "never"] = "except_last",
+        schedule: str = "gpipe",
+        checkpoint: str = "except_last",
         devices: Sequence[torch.device | str] | None = None,
-        batchnorm: Literal["deferred", "micro"] = "deferred",
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        batchnorm: str = "deferred",
+        loss_reduction: str = "mean",
         prefixes: Prefixes | None = None,
     ) -> None:
         if loss_reduction not in ("mean", "sum"):

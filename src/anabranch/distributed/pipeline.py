@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anabranch.distributed._groups import NoticeBoard, average_gradients, close_group
 from anabranch.distributed._links import AHEAD, Links, Lost, Specs, specs_of
-from anabranch.distributed._partition import Partition, Prefixes, ScheduleName, named_schedule
+from anabranch.distributed._partition import Partition, Prefixes, named_schedule
 from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatten
 from anabranch.distributed.errors import PipelineError
 from anabranch.distributed.micro_batches import Value, split_batch, split_sizes
@@ -89,13 +89,13 @@ class Pipeline:
         balance: Sequence[int] | None = None,
         *,
         micro_batches: int = 8,
-        schedule: ScheduleName = "gpipe",
-        checkpoint: Literal["except_last", "always", "never"] = "except_last",
+        schedule: str = "gpipe",
+        checkpoint: str = "except_last",
         group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
-        batchnorm: Literal["deferred", "micro"] = "deferred",
+        batchnorm: str = "deferred",
         early_recompute: bool = True,
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        loss_reduction: str = "mean",
         check_finite: bool = False,
         replicas: dist.ProcessGroup | None = None,
         timeout_s: float = 600.0,
@@ -263,7 +263,6 @@ class Pipeline:
                 done += 1
                 if not begun.new:
                     self._post_next(done, begun)
-        self._now = ("send", None)
         links.flush()
         self.timeline = timeline
         return losses

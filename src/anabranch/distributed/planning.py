@@ -230,7 +230,7 @@ def plan_pipeline(
     return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, order[p.checkpoint]))
 
 
-def variance_balance(costs: Sequence[float], stages: int) -> list[int]:
+def variance_balance(costs: Sequence[float] | np.ndarray, stages: int) -> list[int]:
     """The paper's objective, least variance of the stages' costs, exactly (dynamic programme, O(stages n^2)).
 
     With the sum given, least variance is the least sum of squares. Its largest stage is never smaller than that of

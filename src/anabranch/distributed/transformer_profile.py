@@ -18,9 +18,9 @@ def profile_transformer(
 ) -> LayerProfile:
     """Costs of a decoder for one sequence, from its shape alone: embedding, layers, head with the loss.
 
-    A parameter takes 2 operations a token forward and 4 backward, attention ``2 sequence hidden`` a layer more (half of the
-    scores are masked). Kept of a layer, with fused attention: inputs of the norms and of all matrices, queries, keys, values, the output of
-    attention, and what the activation needs; in float32 the logits and their logarithms.
+    A parameter takes 2 operations a token forward and 4 backward, attention ``2 sequence hidden`` a layer more (half of
+    the scores are masked). Kept of a layer, with fused attention: inputs of the norms and of all matrices, queries, keys,
+    values, the output of attention, and what the activation needs; in float32 the logits and their logarithms.
 
     Args:
         sequence: tokens.
