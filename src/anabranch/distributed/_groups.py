@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch import nn
 class NoticeBoard:
     """Where a stage that fails says so: a key of the store that all processes share. The first notice stays."""
 
-    def __init__(self, store: dist.Store, ranks: Sequence[int]) -> None:
+    def __init__(self, store: Any, ranks: Sequence[int]) -> None:
         self._store, self._key = store, f"anabranch/pipeline/{'-'.join(map(str, ranks))}"
 
     def write(self, notice: str) -> None:

@@ -8,13 +8,14 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from anabranch.distributed.errors import PipelineError, RankFailed
 
@@ -34,19 +35,20 @@ class Ranks:
         nproc: how many.
         backend: "gloo" or "nccl".
         threads: of each process; every call sets it.
+        preload: modules that the server imports too, if it has not started yet.
 
     Raises:
         ValueError: fewer than one process or thread.
     """
 
-    def __init__(self, nproc: int, *, backend: str = "gloo", threads: int = 1) -> None:
+    def __init__(self, nproc: int, *, backend: str = "gloo", threads: int = 1, preload: Sequence[str] = ()) -> None:
         for name, value in (("nproc", nproc), ("threads", threads)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         self.nproc = nproc
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context.set_forkserver_preload([*_PRELOADED, *preload])
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(nproc):
@@ -80,10 +82,10 @@ class Ranks:
         deadline = float("inf")
         while len(results) + len(failed) < self.nproc and time.monotonic() < deadline:
             left = {self._pipes[r]: r for r in range(self.nproc) if r not in results and r not in failed}
-            for pipe in wait(list(left), timeout=0.5):
-                rank = left[pipe]  # type: ignore[index]
+            for ready in wait(list(left), timeout=0.5):
+                rank = next(r for pipe, r in left.items() if pipe is ready)
                 try:
-                    good, value = pipe.recv()  # type: ignore[union-attr]
+                    good, value = self._pipes[rank].recv()
                 except (EOFError, OSError):
                     good, value = False, self._death(rank)
                 (results if good else failed)[rank] = value
@@ -144,7 +146,7 @@ def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, 
     code = 0
     try:
         torch.set_num_threads(threads)
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        store = TCPStore("127.0.0.1", port, is_master=False)
         dist.init_process_group(backend, store=store, rank=rank, world_size=nproc, timeout=timedelta(minutes=30))
         while True:
             try:

@@ -17,7 +17,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Float[Tensor, "n channels size size"]) -> Float[Tensor, "n tokens width"]:
         """Tokens, row by row."""
-        return self.project(images).flatten(2).transpose(1, 2) + self.position
+        tokens = self.project(images).flatten(2).transpose(1, 2)
+        return (tokens + self.position).contiguous()
 
 
 class MeanHead(nn.Module):

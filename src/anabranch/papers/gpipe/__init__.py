@@ -62,6 +62,33 @@ PAPER = Paper(
     package="distributed",
     extra="distributed",
     data=("fashion-mnist", "smollm2-135m"),
+    parts=(
+        "anabranch.distributed:Pipeline",
+        "anabranch.distributed:LocalPipeline",
+        "anabranch.distributed:DeferredBatchNorm",
+        "anabranch.distributed:launch",
+        "anabranch.distributed:pipeline_from_transformers",
+        "anabranch.distributed:profile_layers",
+        "anabranch.distributed:plan_pipeline",
+        "anabranch.distributed:simulate_pipeline",
+    ),
+    example="""\
+import torch
+from torch import nn
+
+from anabranch.distributed import LocalPipeline, fill_drain, simulate_pipeline
+
+layers = [nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)]
+x, y = torch.randn(11, 8), torch.arange(11) % 3
+nn.functional.cross_entropy(nn.Sequential(*layers)(x), y).backward()
+wanted = [p.grad.clone() for p in nn.Sequential(*layers).parameters()]
+pipeline = LocalPipeline(layers, stages=2, micro_batches=4)  # Pipeline(layers, micro_batches=4) under torchrun
+for p in pipeline.parameters():
+    p.grad = None
+pipeline.step(x, y, nn.functional.cross_entropy)
+assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(pipeline.parameters(), wanted))
+assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_fraction == 0.2
+""",
     scales={
         "smoke": Settings(
             blocks=2,

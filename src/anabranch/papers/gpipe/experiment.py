@@ -42,10 +42,10 @@ Batch = tuple[Tensor, Tensor]
 
 def experiment(lab: Lab, settings: Settings) -> None:
     images, labels = training_data(settings, lab.seed)
-    tables(lab, settings)
-    capacity(lab, settings)
-    memory(lab, settings, (images[: settings.batch], labels[: settings.batch]))
-    with Ranks(STAGES) as ranks:
+    with Ranks(STAGES, preload=(__name__,)) as ranks:  # they start while the simulator works
+        tables(lab, settings)
+        capacity(lab, settings)
+        memory(lab, settings, (images[: settings.batch].clone(), labels[: settings.batch].clone()))
         ranks.call(prepare, settings, images, labels, lab.seed)
         exactness(lab, ranks)
         curves(lab, settings, ranks)
