@@ -11,6 +11,7 @@ except ModuleNotFoundError as _error:
         name="torch",
     ) from None
 
+from anabranch.distributed._steps import Did
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
@@ -18,7 +19,7 @@ from anabranch.distributed.launching import Ranks, launch
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
-from anabranch.distributed.pipeline import Did, Pipeline
+from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
 from anabranch.distributed.planning import (
     PipelinePlan,

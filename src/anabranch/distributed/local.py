@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from anabranch.distributed._partition import Partition, Prefixes, named_schedule
 from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatten
-from anabranch.distributed.micro_batches import Value, split_batch, split_sizes
+from anabranch.distributed._steps import weighted_targets
+from anabranch.distributed.micro_batches import Value, split_batch
 from anabranch.distributed.saved import SavedTensors
 
 _Row = tuple[Tensor, ...]
@@ -107,11 +108,9 @@ class LocalPipeline:
         Raises:
             ValueError: numbers of samples that do not fit.
         """
-        parts, targets = split_batch(x, self.micro_batches), split_batch(target, self.micro_batches)
-        samples, given = (len(v if isinstance(v, Tensor) else v[0]) for v in (x, target))
-        if samples != given:
-            raise ValueError(f"target has {given} samples, but x has {samples}")
-        weights = [n / samples if self._mean else 1.0 for n in split_sizes(samples, self.micro_batches)]
+        parts = split_batch(x, self.micro_batches)
+        samples = len(x if isinstance(x, Tensor) else x[0])
+        targets = weighted_targets(target, samples, self.micro_batches, mean=self._mean)
         losses = []
         outputs: dict[tuple[int, int, int], Value] = {}  # (channel, target stage, micro-batch)
         gradients: dict[tuple[int, int, int], list[Tensor]] = {}  # (channel, source stage, micro-batch)
@@ -126,7 +125,7 @@ class LocalPipeline:
                     k, parts[m], {c.index: outputs.pop((c.index, k, m), None) for c in stage.sources}
                 )
                 made, shape = stage.forward(
-                    m, row, layout, again=m in self._again, target=(targets[m], weights[m]) if stage.last else None
+                    m, row, layout, again=m in self._again, target=targets[m] if stage.last else None
                 )
                 layouts[k, m] = (tuple(t.new_empty(0) for t in made), layout, shape)
                 if stage.last:

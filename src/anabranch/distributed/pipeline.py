@@ -7,47 +7,22 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from anabranch.distributed._groups import NoticeBoard, average_gradients, close_group
-from anabranch.distributed._links import AHEAD, Links, Lost, Specs, specs_of
+from anabranch.distributed._links import AHEAD, Links, Lost, specs_of
 from anabranch.distributed._partition import Partition, Prefixes, named_schedule
 from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatten
+from anabranch.distributed._steps import Begun, Did, Shapes, weighted_targets
 from anabranch.distributed.errors import PipelineError
-from anabranch.distributed.micro_batches import Value, split_batch, split_sizes
+from anabranch.distributed.micro_batches import Value, split_batch
 
 _PATIENCE_S = 1.5  # how long a stage whose neighbour is gone waits for that neighbour's own account
 _WORDS = {"F": "forward", "B": "backward", "R": "recomputation"}
-
-
-class Did(NamedTuple):
-    """An action of a step and when it ran, on the clock that all processes of one machine share."""
-
-    kind: str
-    micro_batch: int
-    begin_s: float
-    end_s: float
-
-
-class _Shapes(NamedTuple):
-    """What arrives and leaves in every micro-batch."""
-
-    inputs: dict[int, tuple[Specs, Layout]]
-    outputs: dict[int, tuple[Specs, Layout]]
-
-
-class _Begun(NamedTuple):
-    """What a stage knows of a step: its inputs on the first stage, whether shapes are new, sizes, shapes."""
-
-    parts: list[tuple[tuple[Tensor, ...], Layout]]
-    new: bool
-    micro_batches: int
-    samples: int
-    shapes: _Shapes
 
 
 class Pipeline:
@@ -128,7 +103,7 @@ class Pipeline:
         self._again = {m for kind, m in self._actions if kind == "R"}
         self._backwards = [m for kind, m in self._actions if kind == "B"]
         self._slots = self.schedule.in_flight(self.stage)
-        self._known: dict[int, _Shapes] = {}
+        self._known: dict[int, Shapes] = {}
         self._epochs: dict[Any, int] = {}
         ties = [parameter for _, parameter in self._ties]
         self._reduced = ties if replicas is None else list(self.parameters())
@@ -228,7 +203,11 @@ class Pipeline:
         for parameter in self._reduced:  # what earlier steps gave is not summed again
             parameter.grad = None
         begun = self._begin(x, self.micro_batches, train=True)
-        targets = self._targets(target, begun.samples) if stage.last else [None] * self.micro_batches
+        targets = (
+            weighted_targets(target, begun.samples, self.micro_batches, mean=self._mean)
+            if stage.last
+            else [None] * self.micro_batches
+        )
         if not begun.new:
             self._post_first(begun)
         losses: list[Tensor] = []
@@ -287,7 +266,7 @@ class Pipeline:
             return None
         return unflatten([torch.cat(parts) for parts in zip(*found, strict=True)], layout)[0]
 
-    def _begin(self, x: Value | None, micro_batches: int, *, train: bool) -> _Begun:
+    def _begin(self, x: Value | None, micro_batches: int, *, train: bool) -> Begun:
         """Learn what the step is about, and tell the next stage before anything is computed."""
         self._now = ("start", None)
         parts: list[tuple[tuple[Tensor, ...], Layout]] = []
@@ -306,26 +285,17 @@ class Pipeline:
         epoch, new, micro_batches, samples = header[0], bool(header[1]), header[2], header[3]
         if new:
             self._links.free_buffers()
-            self._known[epoch] = _Shapes({}, {})
-        return _Begun(parts, new, micro_batches, samples, self._known[epoch])
+            self._known[epoch] = Shapes({}, {})
+        return Begun(parts, new, micro_batches, samples, self._known[epoch])
 
-    def _targets(self, target: Any, samples: int) -> list[tuple[Any, float]]:
-        """(target, weight of its loss) of every micro-batch."""
-        parts = split_batch(target, self.micro_batches)
-        found = len(target if isinstance(target, Tensor) else target[0])
-        if found != samples:
-            raise ValueError(f"target has {found} samples, but x has {samples}")
-        weights = [n / samples if self._mean else 1.0 for n in split_sizes(samples, self.micro_batches)]
-        return list(zip(parts, weights, strict=True))
-
-    def _post_first(self, begun: _Begun) -> None:
+    def _post_first(self, begun: Begun) -> None:
         for m in range(min(self._slots, self.micro_batches)):
             self._links.post_inputs(m, m, *(begun.shapes.inputs[m] if self.stage else ((), Layout(()))))
         if not self._stage.last:
             for i, m in enumerate(self._backwards[:AHEAD]):
                 self._links.post_gradients(m, i, *begun.shapes.outputs[m])
 
-    def _post_next(self, done: int, begun: _Begun) -> None:
+    def _post_next(self, done: int, begun: Begun) -> None:
         """After backward number ``done``: its buffers are free."""
         m = done - 1 + self._slots
         if self.stage and m < self.micro_batches:
@@ -335,7 +305,7 @@ class Pipeline:
             m = self._backwards[i]
             self._links.post_gradients(m, i % AHEAD, *begun.shapes.outputs[m])
 
-    def _inputs(self, m: int, slot: int, begun: _Begun) -> tuple[tuple[Tensor, ...], Layout]:
+    def _inputs(self, m: int, slot: int, begun: Begun) -> tuple[tuple[Tensor, ...], Layout]:
         if self.stage == 0:
             return begun.parts[m]
         if begun.new:
@@ -343,7 +313,7 @@ class Pipeline:
             self._links.post_inputs(m, slot, *begun.shapes.inputs[m])
         return self._links.inputs(m), begun.shapes.inputs[m][1]
 
-    def _send_outputs(self, m: int, outputs: tuple[Tensor, ...], layout: Layout, begun: _Begun) -> None:
+    def _send_outputs(self, m: int, outputs: tuple[Tensor, ...], layout: Layout, begun: Begun) -> None:
         specs = specs_of(outputs)
         if begun.new:
             begun.shapes.outputs[m] = specs, layout
@@ -355,7 +325,7 @@ class Pipeline:
             )
         self._links.send_outputs(m, outputs, layout)
 
-    def _gradients(self, m: int, done: int, begun: _Begun) -> tuple[Tensor, ...]:
+    def _gradients(self, m: int, done: int, begun: Begun) -> tuple[Tensor, ...]:
         if self._stage.last:
             return ()
         if begun.new:

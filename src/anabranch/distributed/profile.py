@@ -101,7 +101,8 @@ class LayerProfile:
             numbers.append(values)
         if not names:
             raise ValueError(f"{path}: no layers")
-        return cls(tuple(names), *np.array(numbers).T.copy(), input_bytes=input_bytes, samples=samples)
+        columns = dict(zip(COLUMNS[1:], np.array(numbers).T.copy(), strict=True))
+        return cls(tuple(names), **columns, input_bytes=input_bytes, samples=samples)
 
 
 def profile_layers(
@@ -138,7 +139,8 @@ def profile_layers(
     forward, backward = ([median(times[:, way, i]) for i in range(n)] for way in (0, 1))
     kept, only_next, outputs = _bytes(run, sample, target, loss_fn)
     params = [float(sum(p.numel() for p in layer.parameters())) for layer in run]
-    columns = [np.array(c, np.float64) for c in (forward, backward, params, kept, outputs)]
+    given = (forward, backward, params, kept, outputs)
+    columns = {name: np.array(values, np.float64) for name, values in zip(COLUMNS[1:], given, strict=True)}
     first = sample if isinstance(sample, Tensor) else sample[0]
     return LayerProfile(
         titles,

