@@ -1,10 +1,10 @@
-"""Our pipeline beside ``torch.distributed.pipelining`` at the same schedule, naive model parallelism, one process, and the formula.
+"""Our pipeline beside ``torch.distributed.pipelining`` at the same schedule, naive model parallelism, and one process.
 
 Run: ``python benchmarks/pipeline.py [--pairs 9] [--blocks 12] [--width 128] [--batch 64]`` (a few minutes on two idle cores).
 
-Two gloo processes of one thread train a vision transformer on random images, cut in the middle. Every ratio is the median over
-interleaved pairs in the same processes, with the smallest and the largest; above 1 ours is faster. Losses of ours and of torch are
-compared first. On fewer than two idle cores only the ratios to torch mean something.
+Two gloo processes of one thread train a vision transformer on random images, cut in the middle. Every ratio is the median
+over interleaved pairs in the same processes, with the smallest and the largest; above 1 ours is faster. Losses of ours and of
+torch are compared first. On fewer than two idle cores only the ratios to torch mean something.
 """
 
 from __future__ import annotations

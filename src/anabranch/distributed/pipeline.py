@@ -203,11 +203,9 @@ class Pipeline:
         for parameter in self._reduced:  # what earlier steps gave is not summed again
             parameter.grad = None
         begun = self._begin(x, self.micro_batches, train=True)
-        targets = (
-            weighted_targets(target, begun.samples, self.micro_batches, mean=self._mean)
-            if stage.last
-            else [None] * self.micro_batches
-        )
+        targets: list[Any] = [None] * self.micro_batches
+        if stage.last:
+            targets = weighted_targets(target, begun.samples, self.micro_batches, mean=self._mean)
         if not begun.new:
             self._post_first(begun)
         losses: list[Tensor] = []

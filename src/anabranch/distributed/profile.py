@@ -144,7 +144,7 @@ def profile_layers(
     first = sample if isinstance(sample, Tensor) else sample[0]
     return LayerProfile(
         titles,
-        *columns,
+        **columns,
         input_bytes=float(_size(sample)),
         samples=len(first),
         only_next=np.array(only_next, np.float64),

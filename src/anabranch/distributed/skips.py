@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anabranch.distributed.micro_batches import Value
 
-Combine = Callable[[Value, Value], Value]
+Combine = Callable[[Any, Any], Value]
 
 
 class StashSkip(nn.Module):
@@ -31,9 +32,10 @@ class PopSkip(nn.Module):
     The tensor goes from the stage of the one to the stage of the other directly, not through the stages between.
     """
 
-    def __init__(self, name: str, combine: Combine = torch.add) -> None:
+    def __init__(self, name: str, combine: Combine | None = None) -> None:
         super().__init__()
-        self.name, self.combine = name, combine
+        self.name = name
+        self.combine: Combine = torch.add if combine is None else combine
 
     def forward(self, x: Value, kept: Value | None = None) -> Value:
         """``combine(x, kept)``."""
