@@ -22,7 +22,7 @@ from anabranch.papers.gpipe import Settings
 
 def loss_of(arm: str, micro_batches: int) -> float:
     """Of one mini-batch, on the last stage."""
-    loss = gpipe.runner(arm, micro_batches)(gpipe.batch())
+    loss = gpipe.arm_of(arm, micro_batches).step(*gpipe.batch())
     return float("nan") if loss is None else float(loss.detach())
 
 

@@ -12,6 +12,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from anabranch.distributed._steps import Did
+from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
@@ -20,7 +21,7 @@ from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
 from anabranch.distributed.pipeline import Pipeline
-from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
+from anabranch.distributed.pipeline_times import PipelineTimeline, measured_timeline, simulate_pipeline
 from anabranch.distributed.planning import (
     PipelinePlan,
     StageCosts,
@@ -62,12 +63,14 @@ __all__ = [
     "SavedTensors",
     "StageCosts",
     "StashSkip",
+    "TrainingArm",
     "activation_memory",
     "causal_layers",
     "convert_batchnorm",
     "fill_drain",
     "interleaved",
     "launch",
+    "measured_timeline",
     "most_layers",
     "next_token_loss",
     "one_forward_one_backward",
@@ -82,6 +85,7 @@ __all__ = [
     "split_sizes",
     "stage_costs",
     "stage_memory",
+    "training_arm",
     "variance_balance",
     "vision_transformer_layers",
 ]

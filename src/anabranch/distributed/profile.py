@@ -67,6 +67,13 @@ class LayerProfile:
         """How many."""
         return len(self.names)
 
+    def repeated(self, layer: int, times: int) -> LayerProfile:
+        """The model whose inner layers are ``times`` copies of one of them, between its first and its last layer."""
+        rows = [0, *([layer] * times), self.layers - 1]
+        columns = {name: getattr(self, name)[rows] for name in COLUMNS[1:]}
+        names = tuple(f"{i} {self.names[row]}" for i, row in enumerate(rows))
+        return LayerProfile(names, **columns, input_bytes=self.input_bytes, samples=self.samples)
+
     def to_csv(self, path: str | Path) -> None:
         """One line a layer: ``name,forward_s,backward_s,params,activation_bytes,output_bytes``."""
         with Path(path).open("w", newline="", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,13 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import pipelining as peer
-from torch.nn.parallel import DistributedDataParallel
 
 import anabranch.distributed as pp
-from anabranch.distributed import LayerProfile, LocalPipeline, Pipeline, Ranks
+from anabranch.distributed import LayerProfile, LocalPipeline, Ranks
 from anabranch.lab import Lab, time_pairs
-from anabranch.lab.figures import Bar, new_figure, plot_curves, plot_gantt
+from anabranch.lab.figures import Bar, curves_of, new_figure, plot_curves, plot_gantt
 from anabranch.lab.places import data_folder
 from anabranch.papers.gpipe import Settings
 from anabranch.simulation import TransformerShape, balance
@@ -47,8 +45,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
         capacity(lab, settings)
         memory(lab, settings, (images[: settings.batch].clone(), labels[: settings.batch].clone()))
         ranks.call(prepare, settings, images, labels, lab.seed)
-        exactness(lab, ranks)
-        curves(lab, settings, ranks)
+        training(lab, settings, ranks)
         speed(lab, settings, ranks)
         timelines(lab, settings, ranks)
         fine_tuning(lab, settings, ranks)
@@ -93,64 +90,17 @@ def batch(number: int = 0) -> Batch:
     return images[rows], _HERE["labels"][rows]
 
 
-def fresh_layers() -> list[nn.Module]:
-    torch.manual_seed(_HERE["seed"])
-    return transformer(_HERE["settings"])
-
-
-def runner(arm: str, micro_batches: int = 1) -> Callable[[Batch], Tensor | None]:
-    """Forward and backward of a mini-batch, and the loss where it is known; made once."""
-    key = f"{arm}-{micro_batches}"
+def arm_of(name: str, micro_batches: int) -> pp.TrainingArm:
+    """Made once."""
+    key = f"{name}-{micro_batches}"
     if key not in _HERE:
-        _HERE[key] = make_runner(arm, micro_batches)
-    return _HERE[key][0]
-
-
-def parameters_of(arm: str, micro_batches: int) -> list[nn.Parameter]:
-    runner(arm, micro_batches)
-    return _HERE[f"{arm}-{micro_batches}"][1]
-
-
-def make_runner(arm: str, micro_batches: int) -> tuple[Callable[[Batch], Tensor | None], list[nn.Parameter]]:
-    rank, layers = dist.get_rank(), fresh_layers()
-    entropy = nn.functional.cross_entropy
-    if arm in ("gpipe", "1f1b", "naive", "gpipe-recompute"):
-        pipeline = Pipeline(
-            layers,
-            balance(layer_seconds(), STAGES),
-            micro_batches=micro_batches,
-            schedule=arm.removesuffix("-recompute"),
-            checkpoint="except_last" if arm.endswith("recompute") else "never",
+        torch.manual_seed(_HERE["seed"])
+        layers = transformer(_HERE["settings"])
+        _HERE[key] = pp.training_arm(
+            name, layers, balance(layer_seconds(), STAGES), micro_batches, nn.functional.cross_entropy
         )
-        _HERE[f"pipeline-{arm}-{micro_batches}"] = pipeline
-        return lambda data: pipeline.step(*data, entropy), list(pipeline.parameters())
-    model: nn.Module = nn.Sequential(*layers)
-    if arm == "one process":
-        return (lambda data: whole(model, data) if rank == 0 else None), list(model.parameters())
-    if arm == "ddp":
-        model = DistributedDataParallel(model)
-        return lambda data: whole(model, tuple(t.chunk(2)[rank] for t in data)), list(model.parameters())
-    cut = balance(layer_seconds(), STAGES)
-    own = nn.Sequential(*(layers[: cut[0]] if rank == 0 else layers[cut[0] :]))
-    stage = peer.PipelineStage(own, rank, STAGES, torch.device("cpu"))
-    kind = {"torch gpipe": peer.ScheduleGPipe, "torch 1f1b": peer.Schedule1F1B}[arm]
-    schedule = kind(stage, n_microbatches=micro_batches, loss_fn=entropy)
-
-    def run(data: Batch) -> Tensor | None:
-        if rank == 0:
-            schedule.step(data[0])
-            return None
-        losses: list[Tensor] = []
-        schedule.step(target=data[1], losses=losses)
-        return torch.stack(losses).mean()
-
-    return run, list(own.parameters())
-
-
-def whole(model: nn.Module, data: Any) -> Tensor:
-    loss = nn.functional.cross_entropy(model(data[0]), data[1])
-    loss.backward()
-    return loss.detach()
+    arm: pp.TrainingArm = _HERE[key]
+    return arm
 
 
 def layer_seconds() -> list[float]:
@@ -158,56 +108,29 @@ def layer_seconds() -> list[float]:
     return [0.05] + [1.0] * _HERE["settings"].blocks + [0.05]
 
 
-def run_once(arm: str, micro_batches: int = 1) -> None:
-    for parameter in parameters_of(arm, micro_batches):
+def run_once(name: str, micro_batches: int = 1) -> None:
+    arm = arm_of(name, micro_batches)
+    for parameter in arm.parameters:
         parameter.grad = None
-    runner(arm, micro_batches)(batch())
-
-
-# Gradients: the same as in one process, to the last digits that float64 has.
-
-
-def gradient_errors(micro_batches: Sequence[int]) -> float:
-    """Largest relative error of a parameter's gradient on this stage, small transformer, 11 images, float64."""
-    worst = 0.0
-    x, y = (t[:11] for t in (_HERE["images"].double(), _HERE["labels"]))
-    for m in micro_batches:
-        for schedule in ("gpipe", "1f1b"):
-            found = []
-            for make in (Pipeline, partial(LocalPipeline, stages=1)):
-                torch.manual_seed(0)
-                layers = [layer.double() for layer in pp.vision_transformer_layers(blocks=3, width=16)]
-                one = make is not Pipeline
-                pipeline = make(layers, micro_batches=1 if one else m, schedule="gpipe" if one else schedule)
-                pipeline.step(x, y, nn.functional.cross_entropy)
-                found.append([p.grad for layer in layers for p in layer.parameters()])
-            for ours, wanted in zip(*found, strict=True):
-                if ours is not None:
-                    worst = max(worst, float((ours - wanted).norm() / wanted.norm()))
-    return worst
-
-
-def exactness(lab: Lab, ranks: Ranks) -> None:
-    with lab.stage("gradients"):
-        lab.measure("gradient-error", max(ranks.call(gradient_errors, (1, 2, 3, 5, 8))))
+    arm.step(*batch())
 
 
 # Training: loss curves of one process and of pipelines coincide.
 
 
 def train(arm: str, micro_batches: int, count: int) -> list[float]:
-    optimizer = torch.optim.Adam(parameters_of(arm, micro_batches), lr=1e-3)
+    optimizer = torch.optim.Adam(arm_of(arm, micro_batches).parameters, lr=1e-3)
     losses = []
     for number in range(count):
         optimizer.zero_grad()
-        loss = runner(arm, micro_batches)(batch(number))
+        loss = arm_of(arm, micro_batches).step(*batch(number))
         optimizer.step()
         losses.append(float("nan") if loss is None else float(loss))
     del _HERE[f"{arm}-{micro_batches}"]
     return losses
 
 
-def curves(lab: Lab, settings: Settings, ranks: Ranks) -> None:
+def training(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     most = max(m for m in settings.micro_batches if m <= 8)
     arms = (("one process", 1), ("gpipe-recompute", most), ("1f1b", most))
     found: dict[str, list[float]] = {}
@@ -234,21 +157,14 @@ def speed(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     arms += [(arm, m_naive) for arm in ("1f1b", "gpipe-recompute", "torch gpipe", "torch 1f1b")]
     rows: list[Row] = []
     with lab.stage("speed", total=len(arms) + 3) as stage:
-        lab.time(
-            "one-process-over-gpipe", once("gpipe", m_single), once("one process"), pairs=settings.pairs, M=m_single
-        )
-        stage.advance()
-        lab.time("naive-over-gpipe", once("gpipe", m_naive), once("naive"), pairs=settings.pairs, M=m_naive)
-        stage.advance()
-        lab.time(
-            "torch-over-gpipe", once("gpipe", m_naive), once("torch gpipe", m_naive), pairs=settings.pairs, M=m_naive
-        )
-        stage.advance()
+        for peer, m, peer_m in (("one process", m_single, 1), ("naive", m_naive, 1), ("torch gpipe", m_naive, m_naive)):
+            name = f"{peer.removesuffix(' gpipe').replace(' ', '-')}-over-gpipe"
+            lab.time(name, once("gpipe", m), once(peer, peer_m), pairs=settings.pairs, M=m)
+            stage.advance(peer=peer)
         for arm, m in arms:
             timing = time_pairs(once(arm, m), pairs=3)
-            rows.append(
-                {"arm": arm, "M": m, "seconds": timing.value, "least": min(timing.ours_s), "most": max(timing.ours_s)}
-            )
+            spread = {"least": min(timing.ours_s), "most": max(timing.ours_s)}
+            rows.append({"arm": arm, "M": m, "seconds": timing.value, **spread})
             stage.advance(arm=arm, M=m)
     single = next(row["seconds"] for row in rows if row["arm"] == "one process")
     for row in rows:
@@ -258,14 +174,8 @@ def speed(lab: Lab, settings: Settings, ranks: Ranks) -> None:
             row["formula"] = STAGES * row["M"] / (row["M"] + STAGES - 1)
     lab.table("speed", rows, caption="Seconds of a step (median, least and most of 3) and speed-up over one process")
     mine = [row for row in rows if row["arm"] == "gpipe"]
-    ms = [row["M"] for row in mine]
-    lines = {
-        "formula K M / (M + K - 1)": (ms, [row["formula"] for row in mine]),
-        "measured": (ms, [row["speed-up"] for row in mine]),
-    }
-    figure = plot_curves(
-        lines, title="Two stages", x="micro-batches", y="speed-up over one process", log="x", from_zero=True
-    )
+    curves = curves_of(mine, "M", ["formula", "speed-up"])
+    figure = plot_curves(curves, title="Two stages", x="micro-batches", y="over one process", log="x", from_zero=True)
     lab.figure("speed-up", figure, caption="Speed-up of two processes against the number of micro-batches")
 
 
@@ -276,56 +186,42 @@ def closest(settings: Settings, wanted: int) -> int:
 # Bubbles: measured by the clocks of both processes, beside the simulator with measured costs.
 
 
-def timeline(micro_batches: int, arm: str = "gpipe") -> list[tuple[str, int, float, float]]:
-    run_once(arm, micro_batches)
-    return [tuple(did) for did in _HERE[f"pipeline-{arm}-{micro_batches}"].timeline]
+def times_of_actions(micro_batches: int) -> list[tuple[float, float]]:
+    run_once("gpipe", micro_batches)
+    return [(did.begin_s, did.end_s) for did in _HERE[f"gpipe-{micro_batches}"].pipeline.timeline]
 
 
 def timelines(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     rows: list[Row] = []
-    shown: Any = None
     with lab.stage("timelines", total=2) as stage:
         for m in sorted({closest(settings, 4), closest(settings, 8)}):
-            steps = [ranks.call(timeline, m) for _ in range(settings.pairs + 1)][1:]
-            bubbles, lengths = zip(*(idle_share(step) for step in steps), strict=True)
-            costs = [np.median([[d[3] - d[2] for d in stage_of if d[0] == kind] for step in steps for stage_of in [step[k]]])
-                     for kind in "FB" for k in range(STAGES)]  # fmt: skip
-            forward, backward = costs[:STAGES], costs[STAGES:]
-            simulated = pp.simulate_pipeline(pp.fill_drain(STAGES, m, checkpoint="never"), forward, backward)
-            formula = (STAGES - 1) / (m + STAGES - 1)
-            rows.append(
-                {
-                    "M": m, "bubble": median(bubbles), "formula": formula, "simulated bubble": simulated.bubble_fraction,
-                    "seconds": median(lengths), "simulated seconds": simulated.step_s,
-                }
-            )  # fmt: skip
-            shown = (m, steps[int(np.argmin(lengths))], simulated)
+            schedule = pp.fill_drain(STAGES, m, checkpoint="never")
+            ran = [pp.measured_timeline(schedule, ranks.call(times_of_actions, m)) for _ in range(settings.pairs + 1)][
+                1:
+            ]
+            lengths = np.stack([step.end_s - step.begin_s for step in ran])
+            costs = [[np.median(lengths[:, k][:, schedule.kinds[k] == kind]) for k in range(STAGES)] for kind in (0, 1)]
+            told = pp.simulate_pipeline(schedule, *costs)
+            row = {
+                "M": m,
+                "bubble": median(step.bubble_fraction for step in ran),
+                "formula": (STAGES - 1) / (m + STAGES - 1),
+            }
+            row |= {"simulated bubble": told.bubble_fraction, "seconds": median(step.step_s for step in ran)}
+            rows.append(row | {"simulated seconds": told.step_s})
+            best = min(ran, key=lambda step: step.step_s)
             stage.advance(M=m)
     lab.table("bubbles", rows, caption="Idle share of a step, and its seconds: measured, by the formula, simulated")
     lab.measure("bubble-over-formula", max(row["bubble"] / row["formula"] for row in rows), unit="x", scale="log")
     over = [row["seconds"] / row["simulated seconds"] for row in rows]
     lab.measure("measured-over-simulated-step", max(over, key=lambda r: abs(np.log(r))), unit="x", scale="log")
-    m, step, simulated = shown
     figure, axes = new_figure(2, 1, figsize=(8.2, 5.4))
-    start = min(did[2] for lane in step for did in lane)
-    bars = [
-        Bar(f"stage {k}", d[2] - start, d[3] - start, KINDS[d[0]], str(d[1]))
-        for k, lane in enumerate(step)
-        for d in lane
-    ]
-    plot_gantt(bars, title=f"Measured, M = {m}", x="ms", unit=1e-3, axes=axes[0])
-    plot_gantt(simulated_bars(simulated), title="Simulated", x="ms", unit=1e-3, axes=axes[1])
+    plot_gantt(bars_of(best), title=f"Measured, M = {rows[-1]['M']}", x="ms", unit=1e-3, axes=axes[0])
+    plot_gantt(bars_of(told), title="Simulated", x="ms", unit=1e-3, axes=axes[1])
     lab.figure("gantt", figure, caption="One step on two processes, measured and simulated")
 
 
-def idle_share(step: Sequence[Sequence[tuple[str, int, float, float]]]) -> tuple[float, float]:
-    """Share of all stages' time without work, and the seconds from the first action to the last."""
-    length = max(d[3] for lane in step for d in lane) - min(d[2] for lane in step for d in lane)
-    busy = sum(d[3] - d[2] for lane in step for d in lane)
-    return 1 - busy / (len(step) * length), length
-
-
-def simulated_bars(found: pp.PipelineTimeline) -> list[Bar]:
+def bars_of(found: pp.PipelineTimeline) -> list[Bar]:
     return [
         Bar(f"stage {k}", float(found.begin_s[k, i]), float(found.end_s[k, i]), KINDS[a.kind], str(a.micro_batch))
         for k in range(found.schedule.stages)
@@ -361,9 +257,8 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
                 found[kind, checkpoint] = max(kept)
                 if settings.batch % m == 0:
                     worst = max(worst, max(abs(float(t) / k - 1) for t, k in zip(told, kept, strict=True)))
-                rows.append(
-                    {"model": kind, "recompute": checkpoint, "measured": max(kept), "predicted": float(told.max())}
-                )
+                row = {"model": kind, "recompute": checkpoint}
+                rows.append({**row, "measured": max(kept), "predicted": float(told.max())})
                 stage.advance(model=kind, recompute=checkpoint)
             if kind == "residual":
                 depth(lab, settings, profile)
@@ -371,30 +266,20 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
     lab.measure("memory-model-error", worst)
     ratio = found["transformer", "always"] / found["transformer", "never"]
     lab.measure("activation-bytes-recomputed-over-kept", ratio, unit="x", scale="log")
-    figure, axes = new_figure()
-    axes.bar([f"{r['model']}\n{r['recompute'].replace('_', ' ')}" for r in rows], [r["measured"] / MIB for r in rows])
-    axes.set(ylabel="MiB kept, fuller stage")
-    lab.figure("memory", figure, caption="Activations kept on the fuller of two stages")
-
-
-def deeper(profile: LayerProfile, blocks: int) -> LayerProfile:
-    """The profiled model with another number of blocks, all like its second."""
-    rows = [0, *([2] * blocks), profile.layers - 1]
-    columns = (profile.forward_s, profile.backward_s, profile.params, profile.activation_bytes, profile.output_bytes)
-    extra = {"input_bytes": profile.input_bytes, "samples": profile.samples}
-    return LayerProfile(tuple(map(str, range(len(rows)))), *(column[rows] for column in columns), **extra)
 
 
 def depth(lab: Lab, settings: Settings, profile: LayerProfile) -> None:
     """The deepest residual network under a cap: the model of memory that was just held against the measured bytes."""
-    of = partial(pp.most_layers, partial(deeper, profile), samples=settings.batch, memory_bytes=settings.cap_mib * MIB)
+    of = partial(
+        pp.most_layers, partial(profile.repeated, 2), samples=settings.batch, memory_bytes=settings.cap_mib * MIB
+    )
     m = min(8, settings.batch)
     arms = {
         "one device, keeps all": {"stages": 1, "micro_batches": 1, "checkpoint": "never"},
         "one device, recomputes": {"stages": 1, "micro_batches": m, "checkpoint": "always"},
         **{f"{k} stages, recompute": {"stages": k, "micro_batches": m, "checkpoint": "always"} for k in (2, 4, 8)},
     }
-    rows = [{"arm": name, "blocks": of(**arm)} for name, arm in arms.items()]  # type: ignore[arg-type]
+    rows: list[Row] = [{"arm": name, "blocks": of(**arm)} for name, arm in arms.items()]  # type: ignore[arg-type]
     lab.table("depth", rows, caption=f"Most residual blocks within {settings.cap_mib:g} MiB a device (model)")
     lab.measure(
         "depth-on-two-stages-over-one-device", rows[2]["blocks"] / max(1, rows[0]["blocks"]), unit="x", scale="log"
@@ -414,10 +299,10 @@ def capacity(lab: Lab, settings: Settings) -> None:
                 continue
             arm = (1, 1, "never") if k == 0 else (k, 32, "always")
             most = pp.most_layers(
-                partial(stacked, one), stages=arm[0], micro_batches=arm[1], checkpoint=arm[2], samples=32,
+                partial(one.repeated, 1), stages=arm[0], micro_batches=arm[1], checkpoint=arm[2], samples=32,
                 memory_bytes=16 * GIB, bytes_per_parameter=12.0,
             )  # fmt: skip
-            ours = float(stacked(one, max(1, most)).params.sum()) / 1e9
+            ours = float(one.repeated(1, max(1, most)).params.sum()) / 1e9
             rows.append(
                 {
                     "stages": k or "naive", "layers": most, "billions": ours, "paper layers": paper_layers,
@@ -427,12 +312,6 @@ def capacity(lab: Lab, settings: Settings) -> None:
             stage.advance(stages=k)
     lab.table("capacity", rows, caption="Largest Transformer-L by our model of memory, beside Table 1 of the paper")
     lab.measure("transformer-capacity-128-stages", rows[-1]["billions"] / rows[0]["billions"], unit="x", scale="log")
-
-
-def stacked(one: LayerProfile, layers: int) -> LayerProfile:
-    rows = [0, *([1] * layers), 2]
-    columns = (one.forward_s, one.backward_s, one.params, one.activation_bytes, one.output_bytes)
-    return LayerProfile(tuple(map(str, range(len(rows)))), *(c[rows] for c in columns), input_bytes=one.input_bytes)
 
 
 def tables(lab: Lab, settings: Settings) -> None:
@@ -477,6 +356,8 @@ def even_seconds(stages: int, micro_batches: int, checkpoint: str = "never") -> 
 def tune(path: str, texts: Sequence[str], count: int, alone: bool) -> list[float]:
     from anabranch.language import load_causal
 
+    if alone and dist.get_rank():
+        return []
     loaded = load_causal(path)
     model = loaded.model.requires_grad_(True)
     rows = loaded.tokenizer(list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=32)
@@ -496,19 +377,15 @@ def tune(path: str, texts: Sequence[str], count: int, alone: bool) -> list[float
     return losses
 
 
-def tune_alone(path: str, texts: Sequence[str], count: int) -> list[float]:
-    return tune(path, texts, count, alone=True) if dist.get_rank() == 0 else []
-
-
 def fine_tuning(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     root = data_folder()
     if not settings.fine_tune_steps or not SMOLLM2_GGUF.here(root):
         return
     path = str(SMOLLM2_GGUF.folder(root) / SMOLLM2_GGUF.files[0].name)
     with lab.stage("fine-tuning", total=2) as stage:
-        piped = ranks.call(partial(tune, alone=False), path, TEXTS, settings.fine_tune_steps)[1]
+        piped = ranks.call(tune, path, TEXTS, settings.fine_tune_steps, False)[1]
         stage.advance(loss=piped[-1])
-        alone = ranks.call(tune_alone, path, TEXTS, settings.fine_tune_steps)[0]
+        alone = ranks.call(tune, path, TEXTS, settings.fine_tune_steps, True)[0]
         stage.advance()
     rows = [{"step": i, "one process": a, "two stages": b} for i, (a, b) in enumerate(zip(alone, piped, strict=True))]
     lab.table("fine-tuning", rows, caption="Loss of SmolLM2-135M, embeddings tied over two stages")
