@@ -19,7 +19,7 @@ from typing import Any
 
 from anabranch.lab import LabError, Request, Run, find_run, list_runs, read_run
 from anabranch.lab.execution import header_for
-from anabranch.lab.executors import thread_limits
+from anabranch.lab.queued import thread_limits
 from anabranch.lab.runs import RunFolder
 
 PAGE = "page"

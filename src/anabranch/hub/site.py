@@ -6,6 +6,7 @@ One :class:`Site` serves many threads; it reads the catalogue's file anew when a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sqlite3
 import threading
 import time
@@ -271,6 +272,7 @@ class Site:
             store = meaning.VectorStore(self._embedder, meaning.vectors_path(self._embedder))
             documents = [document(entry) for entry in known.entries]
             known.by_meaning = meaning.MeaningIndex(documents, known.words, self._embedder, store)
+            _give_back()
 
     # Verdicts
 
@@ -303,6 +305,12 @@ class Site:
         """``5 of 6 hold``, for a badge."""
         rows = [row for row in self.claims(next(p for p in papers() if p.slug == slug)) if row.claim.checked]
         return {"holds": sum(row.outcome == "holds" for row in rows), "of": len(rows)}
+
+
+def _give_back() -> None:
+    """Memory that embedding thousands of texts took goes back to the system; glibc would keep it."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _read_results() -> dict[str, tuple[Result, bool]]:

@@ -11,8 +11,9 @@ from anabranch.lab.contract import Paper
 from anabranch.lab.discover import find_paper
 from anabranch.lab.errors import LabError
 from anabranch.lab.execution import Request, validate
-from anabranch.lab.executors import Executor, ListenerFor, ThisProcess
+from anabranch.lab.executors import Executor, ThisProcess
 from anabranch.lab.places import checkout, results_folder
+from anabranch.lab.queued import ListenerFor
 from anabranch.lab.results import Result, load_result, make_result, result_verdicts, write_result
 from anabranch.lab.runs import Run
 from anabranch.lab.verdicts import MIN_SEEDS, Verdict, judge, worse

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,11 +14,9 @@ from typing import Protocol
 
 from anabranch.lab.environment import cores
 from anabranch.lab.errors import LabError
-from anabranch.lab.events import Listener, read_events
-from anabranch.lab.execution import Request, execute, execute_queued, header_for
-from anabranch.lab.runs import Run, RunFolder, read_run
-
-ListenerFor = Callable[[Request], Listener]
+from anabranch.lab.execution import Request, execute, execute_queued
+from anabranch.lab.queued import ListenerFor, follow, queue, thread_limits
+from anabranch.lab.runs import Run, read_run
 
 
 class Executor(Protocol):
@@ -76,27 +74,6 @@ class ProcessPool:
             for process in processes.values():
                 if process.pid is not None:
                     process.join()
-
-
-def queue(request: Request, executor: str, shares_machine: bool) -> Path:
-    """A run folder for ``request`` that waits for a worker."""
-    header = header_for(request, executor=executor, shares_machine=shares_machine)
-    with RunFolder.create(header, queued=True) as queued:
-        return queued.folder
-
-
-def follow(folder: Path, listener: Listener | None, seen: int) -> int:
-    """Passes on the events of a run after event ``seen``; gives the number of the last one."""
-    if listener is not None:
-        for event in read_events(folder / "events.jsonl", after=seen):
-            seen = event["n"]
-            listener(event)
-    return seen
-
-
-def thread_limits(threads: int) -> dict[str, str]:
-    """The environment that keeps a worker's libraries to so many threads."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
 def _process(folder: Path, workers: int) -> BaseProcess:

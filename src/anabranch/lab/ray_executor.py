@@ -14,7 +14,7 @@ from typing import Any
 from anabranch.lab.environment import cores
 from anabranch.lab.errors import LabError
 from anabranch.lab.execution import Request, execute_queued, header_for
-from anabranch.lab.executors import ListenerFor, follow, queue, thread_limits
+from anabranch.lab.queued import ListenerFor, follow, queue, thread_limits
 from anabranch.lab.runs import Run, RunFolder, read_run
 
 
