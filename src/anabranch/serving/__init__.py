@@ -3,6 +3,9 @@
 A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :func:`simulate_cluster`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from anabranch.serving.cluster import (
     Batching,
     Cluster,
@@ -19,33 +22,73 @@ from anabranch.serving.provisioning import Design, Provision, least_machines, mo
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
 
+if TYPE_CHECKING:
+    from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
+    from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
+    from anabranch.serving.profiling import profile_model, write_profile
+    from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
+    from anabranch.serving.workers import DecodeWorker, PrefillWorker
+
+_REAL = {  # they need torch and transformers, which a simulation does not: loaded when first asked for
+    "ColocatedServer": "phase_split",
+    "DecodeWorker": "workers",
+    "KvBuffers": "kv_buffers",
+    "PhaseSplitServer": "phase_split",
+    "PrefillWorker": "workers",
+    "RequestRecord": "streams",
+    "ServingError": "streams",
+    "TokenStream": "streams",
+    "kv_from_buffers": "kv_buffers",
+    "kv_to_buffers": "kv_buffers",
+    "profile_model": "profiling",
+    "write_profile": "profiling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _REAL:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_REAL[name]}"), name)
+
+
 __all__ = [
     "Batching",
     "Cluster",
+    "ColocatedServer",
     "Curve",
+    "DecodeWorker",
     "Design",
     "Interference",
     "IterationCosts",
+    "KvBuffers",
     "Load",
     "MaxRate",
     "NanoOperation",
     "Operation",
     "OverlapSchedule",
     "PerformanceModel",
+    "PhaseSplitServer",
     "Pool",
+    "PrefillWorker",
     "ProfileTable",
     "Provision",
+    "RequestRecord",
     "RequestTable",
     "Segment",
+    "ServingError",
     "ServingResult",
     "SloLimits",
     "SloReport",
+    "TokenStream",
     "Transfers",
     "Workload",
+    "kv_from_buffers",
+    "kv_to_buffers",
     "least_machines",
     "max_rate",
     "most_throughput",
     "poisson_requests",
+    "profile_model",
     "published_lengths",
     "read_requests",
     "resource_bound",
@@ -53,4 +96,5 @@ __all__ = [
     "search_overlap",
     "simulate_cluster",
     "slo_report",
+    "write_profile",
 ]
