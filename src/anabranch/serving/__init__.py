@@ -16,9 +16,11 @@ from anabranch.serving.cluster import (
 )
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
+from anabranch.serving.occupancy import decode_occupancy
 from anabranch.serving.overlap import NanoOperation, OverlapSchedule, Segment, resource_bound, search_overlap
 from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
     from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
     from anabranch.serving.profiling import profile_model, write_profile
+    from anabranch.serving.trace_replay import replay
     from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
     from anabranch.serving.workers import DecodeWorker, PrefillWorker
 
@@ -41,6 +44,7 @@ _REAL = {  # they need torch and transformers, which a simulation does not: load
     "kv_from_buffers": "kv_buffers",
     "kv_to_buffers": "kv_buffers",
     "profile_model": "profiling",
+    "replay": "trace_replay",
     "write_profile": "profiling",
 }
 
@@ -82,6 +86,7 @@ __all__ = [
     "TokenStream",
     "Transfers",
     "Workload",
+    "decode_occupancy",
     "kv_from_buffers",
     "kv_to_buffers",
     "least_machines",
@@ -90,7 +95,9 @@ __all__ = [
     "poisson_requests",
     "profile_model",
     "published_lengths",
+    "published_performance",
     "read_requests",
+    "replay",
     "resource_bound",
     "roofline",
     "search_overlap",

@@ -22,6 +22,7 @@ class Settings:
     server_rate_per_s: float
     server_lengths_over: int  # conversation lengths are divided by this
     data: Literal["azure", "published quantiles"] = "azure"  # traces and profiles, or what is embedded
+    golden: str = ""  # folder with the released simulator's answers, golden_*.csv; else $ANABRANCH_SHARED is looked at
 
     def __post_init__(self) -> None:
         for name in ("machines", "most_machines", "server_lengths_over"):
@@ -60,6 +61,77 @@ PAPER = Paper(
     package="serving",
     extra="serving",
     data=("azure-llm-2023", "splitwise-profiles", "smollm2-135m"),
+    parts=(
+        "anabranch.serving:simulate_cluster",
+        "anabranch.serving:Cluster",
+        "anabranch.serving:ProfileTable",
+        "anabranch.serving:published_performance",
+        "anabranch.serving:profile_model",
+        "anabranch.serving:max_rate",
+        "anabranch.serving:most_throughput",
+        "anabranch.serving:least_machines",
+        "anabranch.serving:PhaseSplitServer",
+        "anabranch.serving:ColocatedServer",
+        "anabranch.serving:PrefillWorker",
+        "anabranch.serving:DecodeWorker",
+        "anabranch.serving:kv_to_buffers",
+        "anabranch.serving:kv_from_buffers",
+    ),
+    example="""\
+import numpy as np
+
+from anabranch.serving import Cluster, Pool, poisson_requests, published_lengths, published_performance, simulate_cluster
+from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100
+
+generator = np.random.default_rng(0)
+requests = poisson_requests(published_lengths("conversation", 5000, generator=generator), 10.0, 60.0, generator=generator)
+times = {one.name: published_performance("bloom-176b", one.device.name) for one in (DGX_A100, DGX_H100)}
+kv, weights = BLOOM_176B.kv_bytes_per_token(), 329 * 10**9
+split = Cluster((Pool(DGX_H100, 5, "prompt"), Pool(DGX_A100, 6, "token")), times, kv, weights)
+mixed = Cluster((Pool(DGX_H100, 9, "mixed"),), times, kv, weights, "join_shortest_queue")
+gaps = [np.nanpercentile(simulate_cluster(cluster, requests).tbt_s, 99) for cluster in (split, mixed)]
+assert gaps[0] < gaps[1]
+""",
+    scales={
+        "smoke": Settings(
+            machines=6,
+            search_seconds=8.0,
+            tolerance=0.1,
+            rate_per_s=4.0,
+            most_machines=12,
+            transfer_prompts=(512, 2048),
+            server_model="tiny",
+            server_seconds=1.0,
+            server_rate_per_s=3.0,
+            server_lengths_over=16,
+            data="published quantiles",
+        ),
+        "laptop": Settings(
+            machines=40,
+            search_seconds=60.0,
+            tolerance=0.02,
+            rate_per_s=70.0,
+            most_machines=128,
+            transfer_prompts=(128, 256, 512, 1024, 2048, 4096, 8192),
+            server_model="smollm2-135m",
+            server_seconds=30.0,
+            server_rate_per_s=0.7,
+            server_lengths_over=8,
+        ),
+        "paper": Settings(
+            machines=40,
+            search_seconds=600.0,
+            tolerance=0.01,
+            rate_per_s=70.0,
+            most_machines=128,
+            transfer_prompts=(128, 256, 512, 1024, 2048, 4096, 8192),
+            server_model="smollm2-135m",
+            server_seconds=600.0,
+            server_rate_per_s=0.7,
+            server_lengths_over=8,
+        ),
+    },
+    seconds={"smoke": 10, "laptop": 240, "paper": 7200},
     claims=(
         Claim(
             name="throughput-at-lower-cost",
