@@ -48,8 +48,8 @@ def generated(loaded: CausalModel, prompt: list[int], new: int) -> list[int]:
 def test_tokens_of_generate_and_caches_bit_for_bit(tiny: CausalModel, transport: str, request: Any) -> None:
     if transport == "ray":
         request.getfixturevalue("ray_cluster")
-    asked = prompts(20)
-    with PhaseSplitServer(tiny, 2, 2, transport=transport, checksums=True) as server:
+    asked, workers = prompts(20), 1 if transport == "ray" else 2  # an actor imports everything anew
+    with PhaseSplitServer(tiny, workers, workers, transport=transport, checksums=True) as server:
         streams = [server.submit(prompt, 1 + i % 12) for i, prompt in enumerate(asked)]
         answers = [stream.result(WAIT_S) for stream in streams]
     for i, (prompt, answer, stream) in enumerate(zip(asked, answers, streams, strict=True)):
@@ -131,7 +131,7 @@ def test_bad_requests_and_models_say_what_is_wrong(tiny: CausalModel, tmp_path: 
             server.submit([1], 0)
         assert server.submit([1, 2, 3], 4).result(WAIT_S) == generated(tiny, [1, 2, 3], 4)
         waiting = server.submit([1, 2, 3], 3000)
-        with pytest.raises(TimeoutError, match="tokens after 0.01 s"):
+        with pytest.raises(TimeoutError, match=r"tokens after 0\.01 s"):
             waiting.result(0.01)
     with pytest.raises(ServingError, match="the server was closed"):
         waiting.result(WAIT_S)

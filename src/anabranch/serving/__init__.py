@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
     from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
     from anabranch.serving.profiling import profile_model, write_profile
-    from anabranch.serving.trace_replay import replay
     from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
+    from anabranch.serving.trace_replay import replay
     from anabranch.serving.workers import DecodeWorker, PrefillWorker
 
 _REAL = {  # they need torch and transformers, which a simulation does not: loaded when first asked for

@@ -71,7 +71,7 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._channel, self._receiver = _Channel(), _Receiver()
-        arguments = (spec, self._channel, queue.Queue(), self._receiver)
+        arguments: Any = (spec, self._channel, queue.Queue(), self._receiver)
         self._thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._thread.start()
 
@@ -110,7 +110,7 @@ class ActorHandle:
         connect_ray()
         self._name, self._stopped = name, threading.Event()
         options = {"max_concurrency": 8, "num_cpus": 0, "max_restarts": 0}
-        self.actor = ray.remote(Worker).options(**options).remote(spec)
+        self.actor: Any = ray.remote(Worker).options(**options).remote(spec)
         threading.Thread(target=self._listen, args=(on_event,), daemon=True).start()
 
     def _listen(self, on_event: Callable[[Message], None]) -> None:

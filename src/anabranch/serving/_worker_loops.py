@@ -92,8 +92,8 @@ def _prefill(spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: que
     while True:
         kind, *rest = inbox.get()
         if kind == "stop":
-            for sender in senders.values():
-                sender.close()
+            for one in senders.values():
+                one.close()
             return
         if kind == "connect":
             target, address = rest
@@ -110,9 +110,7 @@ def _prefill(spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: que
             if more and sender is None:
                 raise TransportClosed("there is no connection to the decode worker")
             # An answer of one token needs no cache elsewhere.
-            on_layer = None
-            if more and sender is not None:
-                on_layer = _giver(sender, attempt)
+            on_layer = _giver(sender, attempt) if more and sender is not None else None
             done = worker.prefill(prompt, on_layer)
             ended = time.monotonic()
             sha256 = done.buffers().sha256() if spec.checksums else ""

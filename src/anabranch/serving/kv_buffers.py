@@ -62,8 +62,8 @@ def layer_buffer(cache: Any, layer: int) -> LayerBuffer:
     """
     from transformers.cache_utils import DynamicLayer
 
-    one = cache.layers[layer]
-    if type(one) is not DynamicLayer:
+    one: Any = cache.layers[layer]
+    if type(cache.layers[layer]) is not DynamicLayer:
         raise ValueError(
             f"layer {layer} of the cache is a {type(one).__name__}: expected DynamicLayer (full attention)"
         )
@@ -92,7 +92,8 @@ def kv_from_buffers(buffers: KvBuffers) -> Any:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, in place."""
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+    raw: Any = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return memoryview(raw).cast("B")
 
 
 def pack_header(request: int, layer: int, layers: int, buffer: LayerBuffer) -> bytes:

@@ -64,10 +64,11 @@ class _Server:
         self._closed, self._fault = False, ""
         self._folder = tempfile.TemporaryDirectory(prefix="anabranch-model-")
         if isinstance(model, CausalModel):
-            model.model.save_pretrained(self._folder.name)
+            saved: Any = model.model
+            saved.save_pretrained(self._folder.name)
             dtype = str(next(model.model.parameters()).dtype).removeprefix("torch.")
         path = self._folder.name if isinstance(model, CausalModel) else str(model)
-        self._spec = {
+        self._spec: dict[str, Any] = {
             "path": path, "dtype": dtype, "threads": threads, "transport": transport, "chunk": chunk, "host": host,
             "max_prompt_tokens": max_prompt_tokens, "max_batch": max_batch, "checksums": checksums,
         }  # fmt: skip

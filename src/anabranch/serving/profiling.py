@@ -13,7 +13,7 @@ import torch
 
 from anabranch.language import CausalModel, load_causal
 from anabranch.serving.performance import COLUMNS
-from anabranch.serving.workers import DecodeWorker, PrefillWorker
+from anabranch.serving.workers import DecodeWorker, PrefillWorker, device_of
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -47,9 +47,9 @@ def profile_model(
     Raises:
         ValueError: a model that cannot be loaded, sizes below 1, prompts beyond the model's positions.
     """
-    for what, values in (("prompt_sizes", prompt_sizes), ("batch_sizes", batch_sizes)):
-        if not values or min(values) < 1:
-            raise ValueError(f"{what}={list(values)}: expected sizes of at least 1")
+    for what, sizes in (("prompt_sizes", prompt_sizes), ("batch_sizes", batch_sizes)):
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{what}={list(sizes)}: expected sizes of at least 1")
     for what, value in (("batch_prompt", batch_prompt), ("tokens", tokens), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{what} must be >= 1, got {value}")
@@ -105,6 +105,7 @@ def _measure(loaded: CausalModel, prompts: list[list[int]], tokens: int) -> tupl
 
 
 def _now(loaded: CausalModel) -> float:
-    if loaded.model.device.type == "cuda":
-        torch.cuda.synchronize(loaded.model.device)
+    device = device_of(loaded)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

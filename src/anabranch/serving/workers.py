@@ -25,13 +25,18 @@ def stop_tokens(loaded: CausalModel) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found or ())
 
 
+def device_of(loaded: CausalModel) -> torch.device:
+    return next(loaded.model.parameters()).device
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers, in order.
 
     Raises:
         ValueError: none, or more than one, of the length that the configuration says.
     """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    config: Any = model.config
+    count = config.get_text_config(decoder=True).num_hidden_layers
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     if len(found) != 1:
         raise ValueError(f"{type(model).__name__} has {len(found)} lists of {count} layers: expected one")
@@ -139,7 +144,7 @@ class PrefillWorker:
         return int(out.logits[0, -1].argmax()), out.past_key_values
 
     def _forward(self, ids: Sequence[int], cache: Any) -> Any:
-        tokens = torch.tensor([list(ids)], device=self.loaded.model.device)
+        tokens = torch.tensor([list(ids)], device=device_of(self.loaded))
         return self.loaded.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def _hook(self, index: int, cache: Any, on_layer: OnLayer, seconds: list[float]) -> Callable[..., None]:
@@ -227,7 +232,7 @@ class DecodeWorker:
         cut = min(one.pad for one in self._batch)  # padding that nobody needs any more
         for one in self._batch:
             one.pad -= cut
-        index = torch.tensor(keep, device=self.loaded.model.device)
+        index = torch.tensor(keep, device=device_of(self.loaded))
         for layer in self._cache.layers:
             layer.keys = layer.keys[index, :, cut:]
             layer.values = layer.values[index, :, cut:]
@@ -237,7 +242,7 @@ class DecodeWorker:
         """One more token of every sequence; those that end leave."""
         if not self._batch:
             return []
-        device = self.loaded.model.device
+        device = device_of(self.loaded)
         width = self._width()
         tokens = torch.tensor([[one.token] for one in self._batch], device=device)
         positions = torch.tensor([[one.length] for one in self._batch], device=device)

@@ -175,7 +175,7 @@ def speed(lab: Lab, settings: Settings, data: Data) -> None:
 
 
 def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
-    most = 12.0 * settings.machines
+    most = 5.0 * settings.machines
     return Load(lengths, settings.search_seconds, most, np.random.default_rng(lab.seed), paired=False)
 
 
@@ -191,7 +191,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
         ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
         ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
-        ("conversation", "context", "power", 1.0, tuple(PAIRS)),
+        ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100")),
     ]
     best: dict[tuple[str, str, str, float, str], Provision] = {}
     rows: list[Row] = []
