@@ -27,9 +27,15 @@ def tiny() -> CausalModel:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    from anabranch.serving._ray_workers import connect_ray
+
+    try:
+        connect_ray()
+    except ModuleNotFoundError:
+        pytest.skip("ray is not installed")
     yield
+    import ray
+
     ray.shutdown()
 
 

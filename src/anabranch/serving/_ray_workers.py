@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -94,7 +95,9 @@ class Worker:
 
 
 def connect_ray() -> None:
-    """Join the cluster that is there, or start one on this machine."""
+    """Join the cluster that is there, or start one on this machine, whose workers run in this environment."""
+    # Under `uv run` Ray would build another environment for its workers, unless told not to before it is imported.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     if not ray.is_initialized():
@@ -105,9 +108,9 @@ class ActorHandle:
     """An actor, and a thread that waits for its events."""
 
     def __init__(self, spec: WorkerSpec, name: str, on_event: Callable[[Message], None]) -> None:
+        connect_ray()
         import ray
 
-        connect_ray()
         self._name, self._stopped = name, threading.Event()
         options = {"max_concurrency": 8, "num_cpus": 0, "max_restarts": 0}
         self.actor: Any = ray.remote(Worker).options(**options).remote(spec)

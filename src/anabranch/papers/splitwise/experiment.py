@@ -190,6 +190,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         ("conversation", "requests", "power", 1.0, tuple(PAIRS)),
         ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
         ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
+        ("code", "requests", "cost", 0.8, ("AA", "HA")),
         ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
         ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100")),
     ]
@@ -232,6 +233,8 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         # What four fifths of the cost buy is also within the cost and the power of the A100 baseline.
         "rate-at-same-cost-and-power": max(rate("power", "AA"), *(rate("cost", name, share=0.8) for name in splits))
         / rate("power", "Baseline-A100"),
+        "rate-at-lower-cost-code": max(rate("cost", name, "code", share=0.8) for name in ("AA", "HA"))
+        / rate("power", "Baseline-H100", "code"),
         "aa-over-baseline-a100-power-code": rate("power", "AA", "code") / rate("power", "Baseline-A100", "code"),
         "ha-over-baseline-h100-power-code": rate("power", "HA", "code") / rate("power", "Baseline-H100", "code"),
     }
