@@ -41,14 +41,15 @@ Cluster = namedtuple(
 # Lists of a machine.
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def enqueue(m, item, c, q):
     """Into the queue by (preemptions now, arrival), after equal keys; the room of a machine doubles where it is full."""
     preemptions, arrivals, items, size = q.preemptions, q.arrival, c.queue_items, c.queue_size[m]
     if size == c.queue_room[m]:
         room, begin = max(8, 2 * size), c.queue_end[0]
-        items[begin : begin + size] = items[c.queue_start[m] : c.queue_start[m] + size]
+        for i in range(size):
+            items[begin + i] = items[c.queue_start[m] + i]
         c.queue_start[m], c.queue_room[m] = begin, room
         c.queue_end[0] += room
     start, low, high = c.queue_start[m], 0, size
@@ -67,7 +68,7 @@ def enqueue(m, item, c, q):
     c.queue_size[m] += 1
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def append_item(which, m, item, c, q):
     last = c.tail[which, m]
@@ -79,7 +80,7 @@ def append_item(which, m, item, c, q):
     c.tail[which, m] = item
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def unlink_item(m, item, c, q):
     which = q.linked[item] - 1
@@ -95,7 +96,7 @@ def unlink_item(m, item, c, q):
     q.linked[item] = 0
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def enter(m, r, c, q):
     """Among the present requests, by arrival."""
@@ -114,7 +115,7 @@ def enter(m, r, c, q):
         q.previous_present[after] = r
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def leave(m, r, c, q):
     before, after = q.previous_present[r], q.next_present[r]
@@ -132,11 +133,10 @@ def leave(m, r, c, q):
 # Batches.
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def build(m, now, c, q, rules, perf, fleet, heap):
     """The next batch, and the block of iterations that it runs until something ends."""
-    # Arrays by name: taken out of their tuple within a loop, each would be counted up and down atomically.
     taken, ran, preemptions, prompt_done, tokens_of, bytes_of = (
         q.taken,
         q.ran,
@@ -265,7 +265,7 @@ def build(m, now, c, q, rules, perf, fleet, heap):
         begin_block(m, now, c, q, rules, perf, fleet, heap)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def begin_block(m, now, c, q, rules, perf, fleet, heap):
     prompt, output, remaining, batch = q.prompt, q.output, q.remaining, c.batch[m]
@@ -297,14 +297,14 @@ def begin_block(m, now, c, q, rules, perf, fleet, heap):
     push(heap, now + block_seconds(m, c.block[m], c, rules, perf, fleet), BLOCK_END, (c.version[m] << 24) | m)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def token_seconds(kind, decodes, context, rules, perf):
     at = float(context if rules.by_context else decodes)
     return interpolate(perf.token_x[kind], perf.token_s[kind], perf.token_n[kind], at)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def block_seconds(m, count, c, rules, perf, fleet):
     """Of the first ``count`` iterations: equal ones, or by contexts that grow by one token a request and iteration."""
@@ -316,7 +316,7 @@ def block_seconds(m, count, c, rules, perf, fleet):
     return total
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def cut_block(m, now, c, rules, perf, fleet, heap):
     """End the block with the iteration that runs now; once a block, and never one with a prompt."""
@@ -337,7 +337,7 @@ def cut_block(m, now, c, rules, perf, fleet, heap):
         push(heap, c.since[m] + block_seconds(m, count, c, rules, perf, fleet), BLOCK_END, (c.version[m] << 24) | m)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def arrive(m, item, now, c, q, rules, perf, fleet, heap):
     enqueue(m, item, c, q)

@@ -19,7 +19,7 @@ from anabranch.serving._kernels_cluster import (
 from anabranch.serving._kernels_events import drop_first, interpolate, push
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def move(m, to, c):
     """From its pool to the end of another one's list."""
@@ -37,7 +37,7 @@ def move(m, to, c):
     c.counts[2] += 1
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def least(values, pool, c):
     """The first machine of the pool's list with the least value; -1 without any."""
@@ -49,7 +49,7 @@ def least(values, pool, c):
     return best
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def place(r, c, q, rules, fleet):
     """Choose the machines of both phases and book them."""
@@ -90,7 +90,7 @@ def place(r, c, q, rules, fleet):
     c.scheduled[target] += whole
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def end_block(m, now, c, q, rules, perf, fleet, heap):
     """Advance every item of the batch, let go of what is finished, build anew, then send caches off."""
@@ -148,14 +148,14 @@ def end_block(m, now, c, q, rules, perf, fleet, heap):
         move(m, fleet.home[m], c)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def release(m, tokens, kv, c):
     c.used[m] -= tokens * kv
     c.scheduled[m] -= tokens * kv
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def begin_transfer(r, now, c, q, rules, fleet, heap):
     """Reserve the cache at its destination, or try again; the end is known at once."""
@@ -181,7 +181,7 @@ def begin_transfer(r, now, c, q, rules, fleet, heap):
     push(heap, end, TRANSFER_END, r)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def end_transfer(r, now, c, q, rules, perf, fleet, heap):
     source, kv = q.source[r], rules.kv_bytes
@@ -197,7 +197,7 @@ def end_transfer(r, now, c, q, rules, perf, fleet, heap):
         cut_block(source, now, c, rules, perf, fleet, heap)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def run(c, q, rules, perf, fleet, heap):
     """Until all is done or the time is up; gives the time of the last event."""

@@ -108,8 +108,8 @@ assert gaps[0] < gaps[1]
         ),
         "laptop": Settings(
             machines=40,
-            search_seconds=30.0,
-            tolerance=0.03,
+            search_seconds=60.0,
+            tolerance=0.02,
             rate_per_s=70.0,
             most_machines=128,
             transfer_prompts=(128, 256, 512, 1024, 2048, 4096, 8192),
