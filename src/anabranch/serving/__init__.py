@@ -14,11 +14,13 @@ from anabranch.serving.cluster import (
     Transfers,
     simulate_cluster,
 )
+from anabranch.serving.designs import RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
 from anabranch.serving.occupancy import decode_occupancy
 from anabranch.serving.overlap import NanoOperation, OverlapSchedule, Segment, resource_bound, search_overlap
 from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
+from anabranch.serving.profile_errors import held_out_error, left_out_knot_error
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
 from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from anabranch.serving.profiling import profile_model, write_profile
     from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
     from anabranch.serving.trace_replay import replay
-    from anabranch.serving.workers import DecodeWorker, PrefillWorker
+    from anabranch.serving.workers import DecodeWorker, PrefillWorker, unsplit_tokens
 
 _REAL = {  # they need torch and transformers, which a simulation does not: loaded when first asked for
     "ColocatedServer": "phase_split",
@@ -45,6 +47,7 @@ _REAL = {  # they need torch and transformers, which a simulation does not: load
     "kv_to_buffers": "kv_buffers",
     "profile_model": "profiling",
     "replay": "trace_replay",
+    "unsplit_tokens": "workers",
     "write_profile": "profiling",
 }
 
@@ -56,6 +59,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "RELEASED_TRANSFERS",
+    "SPLITWISE_DESIGNS",
     "Batching",
     "Cluster",
     "ColocatedServer",
@@ -87,9 +92,11 @@ __all__ = [
     "Transfers",
     "Workload",
     "decode_occupancy",
+    "held_out_error",
     "kv_from_buffers",
     "kv_to_buffers",
     "least_machines",
+    "left_out_knot_error",
     "max_rate",
     "most_throughput",
     "poisson_requests",
@@ -103,5 +110,7 @@ __all__ = [
     "search_overlap",
     "simulate_cluster",
     "slo_report",
+    "splitwise_design",
+    "unsplit_tokens",
     "write_profile",
 ]

@@ -295,7 +295,7 @@ def words(job: Job, found: Found, written: list[str]) -> str:
         lines += [table_text(rows), ""]
         first = found.best[0]
         machines = (
-            f"{first.prompts} prompt and {first.tokens} token machines" if first.tokens else f"{first.prompts} machines"
+            f"{first.prompts} prompt and {first.tokens} token machines" if first.tokens else f"{first.prompts} mixed"
         )
         lines.append(
             f"result    {first.design}, {machines}: {first.rate_per_s:.1f} requests/s with "

@@ -43,6 +43,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def unsplit_tokens(loaded: CausalModel, prompt_ids: Sequence[int], max_new_tokens: int) -> list[int]:
+    """What ``generate`` gives greedily in one process: what every server must give."""
+    model: Any = loaded.model
+    ids = torch.tensor([list(prompt_ids)], device=device_of(loaded))
+    return model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)[0, len(prompt_ids) :].tolist()
+
+
 def check_prompt(prompt_ids: Sequence[int], max_new_tokens: int, loaded: CausalModel | None = None) -> None:
     """
     Raises:

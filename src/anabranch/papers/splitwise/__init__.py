@@ -81,13 +81,13 @@ PAPER = Paper(
 import numpy as np
 
 from anabranch.serving import Cluster, Pool, poisson_requests, published_lengths, published_performance, simulate_cluster
-from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100
+from anabranch.simulation import BLOOM_176B, DGX_H100
 
 generator = np.random.default_rng(0)
 requests = poisson_requests(published_lengths("conversation", 5000, generator=generator), 10.0, 60.0, generator=generator)
-times = {one.name: published_performance("bloom-176b", one.device.name) for one in (DGX_A100, DGX_H100)}
+times = {DGX_H100.name: published_performance("bloom-176b", "h100-80gb", by="requests")}
 kv, weights = BLOOM_176B.kv_bytes_per_token(), 329 * 10**9
-split = Cluster((Pool(DGX_H100, 5, "prompt"), Pool(DGX_A100, 6, "token")), times, kv, weights)
+split = Cluster((Pool(DGX_H100, 5, "prompt"), Pool(DGX_H100, 4, "token")), times, kv, weights)
 mixed = Cluster((Pool(DGX_H100, 9, "mixed"),), times, kv, weights, "join_shortest_queue")
 gaps = [np.nanpercentile(simulate_cluster(cluster, requests).tbt_s, 99) for cluster in (split, mixed)]
 assert gaps[0] < gaps[1]

@@ -17,22 +17,14 @@ from anabranch.lab import Lab
 from anabranch.lab.figures import COLORS, curves_of, new_figure, plot_curves
 from anabranch.lab.places import data_folder
 from anabranch.papers.splitwise import Settings
-from anabranch.serving import Cluster, Curve, Design, Load, PerformanceModel, Pool, Provision, RequestTable, Transfers
-from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100, DGX_H100_CAPPED, GIB, Machine
+from anabranch.serving import Design, Load, PerformanceModel, Provision, RequestTable, Transfers
+from anabranch.simulation import BLOOM_176B, GIB
 
 Row = dict[str, Any]
 
-# The authors' weights of a machine in power and in cost; the GPUs decide them, not the power of the whole machine.
-WEIGHTS = {DGX_A100.name: (24.8, 2.21), DGX_H100.name: (44.0, 4.76), DGX_H100_CAPPED.name: (30.8, 4.76)}
-A, H, C = (
-    replace(one, provisioned_w=WEIGHTS[one.name][0], cost_per_hour=WEIGHTS[one.name][1])
-    for one in (DGX_A100, DGX_H100, DGX_H100_CAPPED)
-)
-PAIRS: dict[str, tuple[Machine, Machine | None]] = {
-    "AA": (A, A), "HH": (H, H), "HA": (H, A), "HHcap": (H, C), "Baseline-A100": (A, None), "Baseline-H100": (H, None),
-}  # fmt: skip
-KV, WEIGHT_BYTES = BLOOM_176B.kv_bytes_per_token(), 329 * 10**9  # the authors' number for the weights
-RELEASED = Transfers(overlap="serialized", shared_links=False, bytes_per_s=200.0 * GIB)
+PAIRS = sv.SPLITWISE_DESIGNS
+A, H, C = PAIRS["AA"][0], PAIRS["HH"][0], PAIRS["HHcap"][1]
+KV = BLOOM_176B.kv_bytes_per_token()
 OURS = Transfers(layers=BLOOM_176B.layers)
 REFERENCE_CPU_S = 41.4  # of the released simulator for 8,502 conversation requests on 25 + 15 DGX-H100
 PAPER = {  # beside our bars
@@ -68,11 +60,11 @@ def experiment(lab: Lab, settings: Settings) -> None:
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run is made of, for ``--dry-run``."""
-    power, cost = (settings.machines * weight for weight in WEIGHTS[H.name])
+    power, cost = (settings.machines * weight for weight in (H.provisioned_w, H.cost_per_hour))
     return [
         ("designs", ", ".join(PAIRS)),
-        ("budgets", f"{settings.machines} DGX-H100: {power / WEIGHTS[A.name][0]:.0f} DGX-A100 of the same power, "
-                    f"{cost / WEIGHTS[A.name][1]:.0f} of the same cost"),
+        ("budgets", f"{settings.machines} DGX-H100: {power / A.provisioned_w:.0f} DGX-A100 of the same power, "
+                    f"{cost / A.cost_per_hour:.0f} of the same cost"),
         ("real servers", f"{settings.server_model}, {settings.server_seconds * settings.server_rate_per_s:.0f} requests each"),
     ]  # fmt: skip
 
@@ -93,16 +85,8 @@ def read_data(lab: Lab, settings: Settings) -> Data:
     return Data(traces[0], traces[1], lambda device, by: sv.published_performance("bloom-176b", device, by=by), [])
 
 
-def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = RELEASED) -> Design:
-    """One of the paper's designs; a baseline sends each request to the machine with the least work."""
-    prompt, token = PAIRS[name]
-    performance = {one.name: data.performance(one.device.name, by) for one in (A, H, C)}
-    scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
-
-    def cluster(pools: tuple[Pool, ...]) -> Cluster:
-        return Cluster(pools, performance, KV, WEIGHT_BYTES, scheduler, transfers=sent)
-
-    return Design(name, prompt, token, cluster)
+def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = sv.RELEASED_TRANSFERS) -> Design:
+    return sv.splitwise_design(name, lambda device: data.performance(device, by), transfers=sent)
 
 
 # The simulator against the released one.
@@ -185,7 +169,7 @@ def reference(data: Data) -> PerformanceModel:
 
 
 def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
-    power, cost = (settings.machines * weight for weight in WEIGHTS[H.name])
+    power, cost = (settings.machines * weight for weight in (H.provisioned_w, H.cost_per_hour))
     searches = [  # service, decode times by, measure, share of the budget, designs
         ("conversation", "requests", "power", 1.0, tuple(PAIRS)),
         ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
@@ -202,7 +186,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
             load = load_of(lab, settings, data.conversation if service == "conversation" else data.code)
             budget = share * (power if measure == "power" else cost) * (1 + 1e-9)
             for name in names:
-                sent = RELEASED if by == "requests" else OURS
+                sent = sv.RELEASED_TRANSFERS if by == "requests" else OURS
                 chosen, looked_at = sv.most_throughput(
                     design(name, data, by=by, sent=sent), budget, load, reference(data), measure=measure,
                     tolerance=settings.tolerance, prune=True,
@@ -329,7 +313,7 @@ def compare_with_the_paper(lab: Lab, found: dict[str, float]) -> None:
 def curves(lab: Lab, settings: Settings, data: Data) -> None:
     """Slowdowns against the rate at equal power."""
     load = load_of(lab, settings, data.conversation)
-    power = settings.machines * WEIGHTS[H.name][0]
+    power = settings.machines * H.provisioned_w
     rows: list[Row] = []
     rates = np.linspace(0.1, 1.0, 7) * 3.0 * settings.machines
     with lab.stage("slowdowns", total=len(rates)) as stage:
@@ -424,28 +408,11 @@ def batches(lab: Lab, settings: Settings, data: Data) -> None:
 
 
 def profile_error(lab: Lab, data: Data) -> None:
-    """Fit lines to four fifths of the measurements, predict the rest; and each inner knot from its neighbours."""
-    errors = []
-    if data.rows:
-        order = lab.generator.permutation(len(data.rows))
-        cut = len(order) * 4 // 5
-        table = sv.ProfileTable([data.rows[i] for i in order[:cut]])
-        for i in order[cut:]:
-            row = data.rows[i]
-            model = table.model(row["model"], row["hardware"], int(row["tensor_parallel"]))
-            tokens = int(row["prompt_size"]) * int(row["batch_size"])
-            for column, curve in (("prompt_time", model.prompt), ("token_time", model.decode)):
-                if float(row[column]) > 0:
-                    errors.append(abs(1e3 * float(curve(tokens)) / float(row[column]) - 1))
-    knots = []
-    for machine in (A, H, C):
-        model = data.performance(machine.device.name, "context")
-        for curve in (model.prompt, model.decode):
-            for k in range(1, len(curve.x) - 1):
-                without = Curve(np.delete(curve.x, k), np.delete(curve.y, k))
-                knots.append(abs(float(without(curve.x[k])) / float(curve.y[k]) - 1))
-    lab.measure("profile-mape", float(np.mean(errors or knots)), measurements=len(errors))
-    lab.measure("profile-mape-of-left-out-knots", float(np.mean(knots)))
+    """Lines through four fifths of the measurements against the rest; and each inner knot from the others."""
+    knots = sv.left_out_knot_error([data.performance(one.device.name, "context") for one in (A, H) if one is not None])
+    rest = sv.held_out_error(data.rows, generator=lab.generator) if data.rows else knots
+    lab.measure("profile-mape", rest, measurements=len(data.rows))
+    lab.measure("profile-mape-of-left-out-knots", knots)
 
 
 # Real servers.
@@ -514,7 +481,8 @@ def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
         ratio = tail["colocated, chunks of 64"] / tail["split"]
         lab.measure("real-p99-gap-chunked-over-split", ratio, unit="x", scale="log")
     same = [
-        one.tokens == unsplit(loaded, one) and one.record.sent_sha256 == one.record.received_sha256
+        one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens)
+        and one.record.sent_sha256 == one.record.received_sha256
         for one in streams["split"][:20]
     ]
     lab.measure("real-identical-answers", float(np.mean(same)), compared=len(same))
@@ -529,13 +497,3 @@ def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
     axes.legend(frameon=False)
     lab.figure("token-gaps", figure, caption="Gaps between tokens of the real servers over time")
     return share
-
-
-def unsplit(loaded: Any, stream: Any) -> list[int]:
-    """What ``generate`` gives in one process."""
-    import torch
-
-    ids = torch.tensor([stream.prompt_ids])
-    out = loaded.model.generate(ids, max_new_tokens=stream.max_new_tokens, do_sample=False)
-    tokens: list[int] = out[0, len(stream.prompt_ids) :].tolist()
-    return tokens
