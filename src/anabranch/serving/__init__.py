@@ -25,13 +25,14 @@ from anabranch.serving.provisioning import Design, Provision, least_machines, mo
 from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
+from anabranch.serving.studies import answer_differences, exposed_transfers, slowdown_rows
 
 if TYPE_CHECKING:
     from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
     from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
     from anabranch.serving.profiling import profile_model, write_profile
     from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
-    from anabranch.serving.trace_replay import replay
+    from anabranch.serving.trace_replay import latency_summary, replay
     from anabranch.serving.workers import DecodeWorker, PrefillWorker, unsplit_tokens
 
 _REAL = {  # they need torch and transformers, which a simulation does not: loaded when first asked for
@@ -45,6 +46,7 @@ _REAL = {  # they need torch and transformers, which a simulation does not: load
     "TokenStream": "streams",
     "kv_from_buffers": "kv_buffers",
     "kv_to_buffers": "kv_buffers",
+    "latency_summary": "trace_replay",
     "profile_model": "profiling",
     "replay": "trace_replay",
     "unsplit_tokens": "workers",
@@ -91,10 +93,13 @@ __all__ = [
     "TokenStream",
     "Transfers",
     "Workload",
+    "answer_differences",
     "decode_occupancy",
+    "exposed_transfers",
     "held_out_error",
     "kv_from_buffers",
     "kv_to_buffers",
+    "latency_summary",
     "least_machines",
     "left_out_knot_error",
     "max_rate",
@@ -110,6 +115,7 @@ __all__ = [
     "search_overlap",
     "simulate_cluster",
     "slo_report",
+    "slowdown_rows",
     "splitwise_design",
     "unsplit_tokens",
     "write_profile",

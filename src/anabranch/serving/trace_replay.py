@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from anabranch.serving.requests import RequestTable
 from anabranch.serving.streams import TokenStream
 
@@ -46,3 +48,12 @@ def replay(
     for stream in streams:
         stream.result(max(0.0, stop - time.monotonic()))
     return streams
+
+
+def latency_summary(streams: Sequence[TokenStream]) -> dict[str, float]:
+    """Percentiles over all requests: gaps between tokens in milliseconds, time to the first token in seconds."""
+    gaps = 1e3 * np.array([gap for one in streams for gap in one.gaps_s])
+    ttft = np.array([one.ttft_s for one in streams])
+    named = {"P50 gap, ms": (gaps, 50), "P99 gap, ms": (gaps, 99), "largest gap, ms": (gaps, 100)}
+    named |= {"P50 TTFT, s": (ttft, 50), "P99 TTFT, s": (ttft, 99)}
+    return {name: float(np.percentile(values, at)) for name, (values, at) in named.items()}

@@ -24,13 +24,15 @@ Row = dict[str, Any]
 
 PAIRS = sv.SPLITWISE_DESIGNS
 A, H, C = PAIRS["AA"][0], PAIRS["HH"][0], PAIRS["HHcap"][1]
-KV = BLOOM_176B.kv_bytes_per_token()
 OURS = Transfers(layers=BLOOM_176B.layers)
 REFERENCE_CPU_S = 41.4  # of the released simulator for 8,502 conversation requests on 25 + 15 DGX-H100
-PAPER = {  # beside our bars
-    "AA / Baseline-A100, power": 2.15, "HA / Baseline-H100, power": 1.18, "AA / Baseline-H100, cost": 1.4,
-    "HHcap / Baseline-H100, watts": 0.75, "AA / Baseline-H100, dollars": 0.75,
-}  # fmt: skip
+PAPER = {  # beside our bars: measure, words, published
+    "aa-over-baseline-a100-power": ("AA / Baseline-A100, power", 2.15),
+    "ha-over-baseline-h100-power": ("HA / Baseline-H100, power", 1.18),
+    "aa-over-baseline-h100-cost": ("AA / Baseline-H100, cost", 1.4),
+    "hhcap-over-baseline-h100-power": ("HHcap / Baseline-H100, watts", 0.75),
+    "aa-over-baseline-h100-dollars": ("AA / Baseline-H100, dollars", 0.75),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +60,6 @@ def experiment(lab: Lab, settings: Settings) -> None:
     lab.measure("exposed-transfer-over-prompt", max(transfer, hidden), simulated=transfer, real=hidden)
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run is made of, for ``--dry-run``."""
-    power, cost = (settings.machines * weight for weight in (H.provisioned_w, H.cost_per_hour))
-    return [
-        ("designs", ", ".join(PAIRS)),
-        ("budgets", f"{settings.machines} DGX-H100: {power / A.provisioned_w:.0f} DGX-A100 of the same power, "
-                    f"{cost / A.cost_per_hour:.0f} of the same cost"),
-        ("real servers", f"{settings.server_model}, {settings.server_seconds * settings.server_rate_per_s:.0f} requests each"),
-    ]  # fmt: skip
-
-
 def read_data(lab: Lab, settings: Settings) -> Data:
     if settings.data == "azure":
         from anabranch.worlds import AZURE_LLM_2023, SPLITWISE_PROFILES
@@ -89,32 +80,20 @@ def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = sv.
     return sv.splitwise_design(name, lambda device: data.performance(device, by), transfers=sent)
 
 
-# The simulator against the released one.
-
-
 def equality(lab: Lab, settings: Settings, data: Data) -> None:
     """A request alone has a closed form; the released simulator's answers to 1,165 requests are compared where they are."""
     model = data.performance(H.device.name, "requests")
-    one = sv.simulate_cluster(design("HH", data).build(1, 1), RequestTable.of([1.0], [1500], [200]))
-    alone = float(model.prompt_seconds(1500)) + 1500 * KV / (200 * GIB) + 199 * float(model.decode_seconds(1, 0))
-    worst, compared = abs(float(one.e2e_s[0]) - alone), "a closed form"
+    alone_there = sv.simulate_cluster(design("HH", data).build(1, 1), RequestTable.of([1.0], [1500], [200]))
+    sent = 1500 * BLOOM_176B.kv_bytes_per_token() / (200 * GIB)
+    alone = float(model.prompt_seconds(1500)) + sent + 199 * float(model.decode_seconds(1, 0))
+    worst, compared = abs(float(alone_there.e2e_s[0]) - alone), "a closed form"
     folder = golden_folder(settings)
     if folder is None:
         lab.table("reference", [{"file": "none", "reason": "golden_*.csv of the released simulator are not here"}])
     elif settings.data == "azure":
-        rows: list[Row] = []
-        for name, cluster in (
-            ("hh10_conv20", design("HH", data).build(6, 4)), ("base10_conv20", design("Baseline-H100", data).build(10)),
-        ):  # fmt: skip
-            theirs: Any = np.genfromtxt(folder / f"golden_{name}.csv", delimiter=",", names=True)
-            requests = RequestTable.of(theirs["arrival_s"], theirs["prompt_tokens"], theirs["output_tokens"])
-            ours = sv.simulate_cluster(cluster, requests)
-            for column in ("ttft_s", "e2e_s", "second_token_gap_s", "queue_s"):
-                largest = float(np.abs(getattr(ours, column) - theirs[column]).max())
-                rows.append(
-                    {"file": name, "column": column, "requests": len(requests), "largest difference, s": largest}
-                )
-                worst = max(worst, largest)
+        rows = sv.answer_differences(design("HH", data).build(6, 4), folder / "golden_hh10_conv20.csv")
+        rows += sv.answer_differences(design("Baseline-H100", data).build(10), folder / "golden_base10_conv20.csv")
+        worst = max(worst, *(row["largest difference, s"] for row in rows))
         lab.table("reference", rows, caption="Against the released simulator, request by request")
         compared = "2,330 requests of the released simulator"
     lab.measure("reference-difference", worst, unit="s", compared=compared)
@@ -122,45 +101,40 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
 
 def golden_folder(settings: Settings) -> Path | None:
     shared = os.environ.get("ANABRANCH_SHARED")
-    places = [Path(settings.golden)] if settings.golden else []
-    places += [Path(shared) / "splitwise-profiles"] if shared else []
-    found = next((place for place in places if (place / "golden_hh10_conv20.csv").is_file()), None)
-    if found is None and settings.golden:
+    folder = Path(settings.golden or (Path(shared) / "splitwise-profiles" if shared else ""))
+    if (folder / "golden_hh10_conv20.csv").is_file():
+        return folder
+    if settings.golden:
         raise ValueError(f"golden={settings.golden!r}: there is no golden_hh10_conv20.csv in it")
-    return found
+    return None
 
 
 def speed(lab: Lab, settings: Settings, data: Data) -> None:
     """Processor time for the load on which the released simulator's was taken (two minutes, 70 a second, 25 + 15 DGX-H100)."""
     seconds = 120.0 if settings.data == "azure" else settings.search_seconds
     requests = Load(data.conversation, seconds, 80.0, np.random.default_rng(lab.seed), paired=False).at(70.0)
-    with lab.stage("speed", total=6) as stage:
-        for name, counts in (("HH", (25, 15)), ("Baseline-H100", (40, 0))):
-            cluster = design(name, data).build(*counts)
-            result = sv.simulate_cluster(cluster, requests)
-            spent = []
-            for _ in range(3):
-                begin = time.process_time()
-                sv.simulate_cluster(cluster, requests)
-                spent.append(time.process_time() - begin)
-                stage.advance(design=name)
-            words = "split" if name == "HH" else "baseline"
-            lab.measure(f"{words}-40-mean-e2e", float(result.e2e_s.mean()), unit="s")
-            lab.measure(f"{words}-40-p99-ttft", float(np.percentile(result.ttft_s, 99)), unit="s")
-            if name == "HH":
-                per_request = REFERENCE_CPU_S / 8502
-                ratio = per_request * len(requests) / median(spent)
-                lab.measure(
-                    "reference-cpu-over-ours", ratio, unit="x", scale="log", requests=len(requests), cpu_s=spent
-                )
+    cluster, spent = design("HH", data).build(25, 15), []
+    for _ in range(6):
+        begin = time.process_time()
+        result = sv.simulate_cluster(cluster, requests)
+        spent.append(time.process_time() - begin)
+    ratio = REFERENCE_CPU_S / 8502 * len(requests) / median(spent[1:])  # the first may compile
+    lab.measure("reference-cpu-over-ours", ratio, unit="x", scale="log", requests=len(requests), cpu_s=spent)
+    together = sv.simulate_cluster(design("Baseline-H100", data).build(40), requests)
+    lab.measure("baseline-over-split-mean-e2e", float(together.e2e_s.mean() / result.e2e_s.mean()), unit="x")
 
 
-# Throughput at equal power and cost.
+def keep(lab: Lab, name: str, figure: Any, axes: Any, title: str, **labels: Any) -> None:
+    axes.set(**labels)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.legend(frameon=False)
+    lab.figure(name, figure, caption=title)
 
 
 def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
-    most = 5.0 * settings.machines
-    return Load(lengths, settings.search_seconds, most, np.random.default_rng(lab.seed), paired=False)
+    return Load(
+        lengths, settings.search_seconds, 5.0 * settings.machines, np.random.default_rng(lab.seed), paired=False
+    )
 
 
 def reference(data: Data) -> PerformanceModel:
@@ -192,7 +166,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     tolerance=settings.tolerance, prune=True,
                 )  # fmt: skip
                 best[service, by, measure, share, name] = chosen
-                if (service, by, measure, share) == ("conversation", "requests", "power", 1.0):
+                if (service, by, measure, share) == searches[0][:4] and PAIRS[name][1] is not None:
                     tried[name] = [one for one in looked_at if one.rate_per_s > 0]
                 rows.append({
                     "service": service, "decode times by": by, "equal": measure, "share": share, "design": name,
@@ -225,9 +199,8 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
     for name, ratio in found.items():
         lab.measure(name, ratio, unit="x", scale="log")
     for name in splits:
-        ratio = rate("power", name, by="context") / max(rate("power", "Baseline-H100", by="context"), 1e-9)
-        if 0 < ratio < 1e6:  # no baseline may keep the limits
-            lab.measure(f"{name.lower()}-over-baseline-h100-power-by-context", ratio, unit="x", scale="log")
+        ratio = rate("power", name, by="context") / rate("power", "Baseline-H100", by="context")
+        lab.measure(f"{name.lower()}-over-baseline-h100-power-by-context", ratio, unit="x")
     chosen = best["code", "requests", "power", 1.0, "HA"]
     shifted = sv.max_rate(
         design("HA", data).build(chosen.prompts, chosen.tokens), load_of(lab, settings, data.conversation), reference(data),
@@ -240,20 +213,16 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
 def plane(lab: Lab, tried: dict[str, list[Provision]]) -> None:
     figure, axes = new_figure()
     for color, (name, all_of_it) in zip(COLORS, tried.items(), strict=False):
-        if PAIRS[name][1] is None:
-            continue
         places = [(one.prompts, one.tokens) for one in all_of_it]
-        axes.plot(*zip(*places, strict=True), "o-", color=color, label=name, markersize=4)
-        most = max(all_of_it, key=lambda one: one.rate_per_s)
-        axes.annotate(
-            f"{most.rate_per_s:.0f}/s", (most.prompts, most.tokens), xytext=(4, 6), textcoords="offset points"
+        axes.plot(
+            *zip(*places, strict=True),
+            "o-",
+            color=color,
+            label=f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s",
+            markersize=4,
         )
-    axes.set(xlabel="prompt machines", ylabel="token machines")
-    axes.set_title("Equal power, conversation: splits and the best of each", loc="left", fontweight="bold")
-    axes.legend(frameon=False)
-    lab.figure(
-        "plane", figure, caption="Splits of the power of the budget that kept the best rate when they were tried"
-    )
+    labels = {"xlabel": "prompt machines", "ylabel": "token machines"}
+    keep(lab, "plane", figure, axes, "Splits of equal power that kept the best rate so far when tried", **labels)
 
 
 def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
@@ -269,11 +238,9 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
             )
             coldest = min(frontier, key=lambda one: one.provisioned_w)
             cheapest[name, "cost"], cheapest[name, "power"] = least, coldest
-            for measure, one in (("cost", least), ("power", coldest)):
-                rows.append({
-                    "design": name, "least": measure, "prompt": one.prompts, "token": one.tokens,
-                    "power": one.provisioned_w, "cost": one.cost_per_hour,
-                })  # fmt: skip
+            for one in (least, coldest):
+                amounts = {"power": one.provisioned_w, "cost": one.cost_per_hour}
+                rows.append({"design": name, "prompt": one.prompts, "token": one.tokens, **amounts})
             if PAIRS[name][1] is not None:
                 stairs[name] = [float(one.prompts) for one in frontier], [float(one.tokens) for one in frontier]
             stage.advance(design=name)
@@ -293,99 +260,55 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
 
 
 def compare_with_the_paper(lab: Lab, found: dict[str, float]) -> None:
-    ours = [
-        found[name] for name in (
-            "aa-over-baseline-a100-power", "ha-over-baseline-h100-power", "aa-over-baseline-h100-cost",
-            "hhcap-over-baseline-h100-power", "aa-over-baseline-h100-dollars",
-        )
-    ]  # fmt: skip
     figure, axes = new_figure()
     places = np.arange(len(PAPER))
-    axes.barh(places + 0.2, ours, 0.38, color=COLORS[0], label="here")
-    axes.barh(places - 0.2, list(PAPER.values()), 0.38, color=COLORS[1], label="the paper")
+    axes.barh(places + 0.2, [found[name] for name in PAPER], 0.38, color=COLORS[0], label="here")
+    axes.barh(places - 0.2, [value for _, value in PAPER.values()], 0.38, color=COLORS[1], label="the paper")
     axes.axvline(1.0, color="#4D4D4D", linewidth=1)
-    axes.set_yticks(places, list(PAPER))
-    axes.set(xlabel="ratio: throughput (first three), need at equal throughput (last two)")
-    axes.legend(frameon=False)
-    lab.figure("beside-the-paper", figure, caption="Ratios to the baselines on the conversation trace, and the paper's")
+    axes.set_yticks(places, [words for words, _ in PAPER.values()])
+    keep(lab, "beside-the-paper", figure, axes, "Throughput (three) and need (two) over the baselines, conversation")
 
 
 def curves(lab: Lab, settings: Settings, data: Data) -> None:
-    """Slowdowns against the rate at equal power."""
-    load = load_of(lab, settings, data.conversation)
+    """Slowdowns against the rate at equal power, 60 % of it for prompts."""
     power = settings.machines * H.provisioned_w
-    rows: list[Row] = []
-    rates = np.linspace(0.1, 1.0, 7) * 3.0 * settings.machines
-    with lab.stage("slowdowns", total=len(rates)) as stage:
-        for rate in rates:
-            requests = load.at(float(rate))
-            row: Row = {"requests/s": float(rate)}
-            for name in ("AA", "HA", "Baseline-A100", "Baseline-H100"):
-                prompt, token = PAIRS[name]
-                half = 0.6 if token is not None else 1.0  # of the power for prompts
-                counts = max(1, int(half * power / prompt.provisioned_w)), 0
-                if token is not None:
-                    counts = counts[0], max(1, int(0.4 * power / token.provisioned_w))
-                result = sv.simulate_cluster(design(name, data).build(*counts), requests, max_time_s=10 * load.seconds)
-                slow = sv.slo_report(result, requests, reference(data)).slowdowns
-                row[f"{name}, TTFT"], row[f"{name}, TBT"] = (
-                    value if np.isfinite(value) and value < 100 else None for value in (slow["ttft"][1], slow["tbt"][1])
-                )
-            rows.append(row)
-            stage.advance(requests_per_s=round(float(rate), 1))
+    shown = ("AA", "HA", "Baseline-A100", "Baseline-H100")
+    clusters = {}
+    for name in shown:
+        kinds = zip((0.6, 0.4), PAIRS[name], strict=True)
+        counts = [round(share * power / (one or PAIRS[name][0]).provisioned_w) for share, one in kinds]
+        clusters[name] = design(name, data).build(*counts)
+    rates = (np.linspace(0.1, 1.0, 7) * 3.0 * settings.machines).tolist()
+    rows = sv.slowdown_rows(clusters, load_of(lab, settings, data.conversation), rates, reference(data))
     lab.table("slowdowns", rows, caption="90th percentile of the slowdown, 60 % of the power for prompts")
     figure, axes = new_figure(1, 2)
     for one, metric, limit in zip(axes, ("TTFT", "TBT"), (3.0, 1.5), strict=True):
-        names = [f"{name}, {metric}" for name in ("AA", "HA", "Baseline-A100", "Baseline-H100")]
-        plot_curves(
-            curves_of(rows, "requests/s", names), title=metric, x="requests/s", y="P90 slowdown", log="y", axes=one
-        )
+        found = curves_of(rows, "requests/s", [f"{name}, {metric}" for name in shown])
+        plot_curves(found, title=metric, x="requests/s", y="P90 slowdown", log="y", axes=one)
         one.axhline(limit, color="#4D4D4D", linestyle=":")
     lab.figure("slowdowns", figure, caption="Slowdown against the rate at equal power; dotted: the limit")
-
-
-# Transfers, batches, profiles.
 
 
 def transfers(lab: Lab, settings: Settings, data: Data) -> float:
     """One request alone at each prompt length; gives the largest exposed share of the prompt time from 1,024 tokens on (H100)."""
     rows: list[Row] = []
-    worst = 0.0
-    for name, machine, gigabits in (("AA", A, 200), ("HH", H, 400)):
-        model = data.performance(machine.device.name, "context")
-        for prompt in settings.transfer_prompts:
-            request = RequestTable.of([0.0], [prompt], [2])
-            token = float(model.decode_seconds(1, prompt + 1))
-            row: Row = {"machine": machine.name, "Gb/s": gigabits, "prompt": prompt}
-            for overlap in ("serialized", "layerwise"):
-                sent = replace(OURS, overlap=overlap, serial_below=0)
-                result = sv.simulate_cluster(design(name, data, by="context", sent=sent).build(1, 1), request)
-                gap, ttft = float(result.second_token_gap_s[0]), float(result.ttft_s[0])
-                row |= {
-                    f"{overlap}, ms": 1e3 * gap,
-                    f"{overlap} / prompt": gap / ttft,
-                    f"{overlap} / token": gap / token,
-                }
-            rows.append(row)
-            if machine is H and prompt >= 1024:
-                worst = max(worst, row["layerwise / prompt"])
+    ways = [replace(OURS, overlap=overlap, serial_below=0) for overlap in ("serialized", "layerwise")]
+    for name, gigabits in (("AA", 200), ("HH", 400)):
+        serialized, layerwise = (design(name, data, by="context", sent=sent).build(1, 1) for sent in ways)
+        found = sv.exposed_transfers(serialized, layerwise, settings.transfer_prompts)
+        rows += [{"Gb/s": gigabits, **row} for row in found]
     lab.table("transfers", rows, caption="Time after the prompt until the cache is there")
     h100 = [row for row in rows if row["Gb/s"] == 400]
     ratio = float(np.mean([row["layerwise / token"] / row["serialized / token"] for row in h100]))
     lab.measure("second-token-layerwise-over-serialized", ratio)
-    figure = plot_curves(
-        {
-            f"{overlap}, {gigabits} Gb/s": (
-                [row["prompt"] for row in rows if row["Gb/s"] == gigabits],
-                [row[f"{overlap}, ms"] for row in rows if row["Gb/s"] == gigabits],
-            )
-            for gigabits in (200, 400)
-            for overlap in ("serialized", "layerwise")
-        },
-        title="BLOOM-176B, one request", x="prompt tokens", y="exposed transfer, ms", log="xy",
-    )  # fmt: skip
+    shown: dict[str, tuple[list[float], list[float]]] = {}
+    for gigabits in (200, 400):
+        some = [row for row in rows if row["Gb/s"] == gigabits]
+        both = curves_of(some, "prompt", ["serialized, ms", "layerwise, ms"])
+        shown |= {f"{name[:-4]}, {gigabits} Gb/s": values for name, values in both.items()}
+    figure = plot_curves(shown, title="BLOOM-176B, one request", x="prompt tokens", y="exposed, ms", log="xy")
     lab.figure("transfers", figure, caption="Exposed transfer time against prompt length")
-    return worst
+    return max(float(row["layerwise / prompt"]) for row in h100 if row["prompt"] >= 1024)
 
 
 def batches(lab: Lab, settings: Settings, data: Data) -> None:
@@ -399,12 +322,8 @@ def batches(lab: Lab, settings: Settings, data: Data) -> None:
         axes.step(np.arange(len(share)), share, where="post", label=name, color=color)
         lab.measure(f"time-with-at-most-20-answers-{name}", float(share[min(20, len(share) - 1)]))
         lab.measure(f"time-with-one-answer-{name}", float(spent[1] / spent.sum()) if len(spent) > 1 else 0.0)
-    axes.set(xlabel="answers under way", ylabel="share of the time", ylim=(0, 1))
-    axes.set_title("Decoding batches of a mixed DGX-H100", loc="left", fontweight="bold")
-    axes.legend(frameon=False)
-    lab.figure(
-        "batches", figure, caption="Share of the time with at most so many answers under way, 2 requests/s a machine"
-    )
+    labels = {"xlabel": "answers under way", "ylabel": "share of the time"}
+    keep(lab, "batches", figure, axes, "Decoding batches of a mixed DGX-H100, 2 requests/s a machine", **labels)
 
 
 def profile_error(lab: Lab, data: Data) -> None:
@@ -413,9 +332,6 @@ def profile_error(lab: Lab, data: Data) -> None:
     rest = sv.held_out_error(data.rows, generator=lab.generator) if data.rows else knots
     lab.measure("profile-mape", rest, measurements=len(data.rows))
     lab.measure("profile-mape-of-left-out-knots", knots)
-
-
-# Real servers.
 
 
 def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
@@ -437,63 +353,43 @@ def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
     drawn = sv.poisson_requests(
         data.conversation, settings.server_rate_per_s, settings.server_seconds, generator=generator
     )
-    shorter = [
-        np.maximum(1, np.minimum(n // settings.server_lengths_over, 1500))
-        for n in (drawn.prompt_tokens, drawn.output_tokens)
-    ]
-    requests = RequestTable(drawn.arrival_s, shorter[0], np.maximum(2, shorter[1]))
+    requests = drawn.shortened(settings.server_lengths_over, most=1500)
     vocabulary = loaded.config.vocab_size
     prompts = [generator.integers(2, vocabulary, n).tolist() for n in requests.prompt_tokens]
     arms: dict[str, Callable[[], Any]] = {
         "colocated": lambda: sv.ColocatedServer(model, threads=2),
-        "colocated, chunks of 64": lambda: sv.ColocatedServer(model, threads=2, chunk=64),
+        "chunked": lambda: sv.ColocatedServer(model, threads=2, chunk=64),
         "split": lambda: sv.PhaseSplitServer(model, threads=1, checksums=True),
     }
-    if settings.server_model == "tiny":
-        del arms["colocated, chunks of 64"]
-    gaps: dict[str, Any] = {}
     streams: dict[str, Any] = {}
     rows: list[Row] = []
     share, length = 0.0, 512
     with lab.stage("real servers", total=len(arms) * len(requests)) as stage:
         for name, start in arms.items():
             with start() as server:
-                server.submit(prompts[0][:8], 4).result(600.0)  # warm
+                server.submit(prompts[0][:8], 4).result(600.0)  # warm up
                 streams[name] = sv.replay(server, requests, prompts, progress=lambda *_: stage.advance())
                 if name == "split":
-                    again = [server.submit(generator.integers(2, vocabulary, length).tolist(), 4) for _ in range(3)]
+                    long = generator.integers(2, vocabulary, (3, length)).tolist()
+                    again = [server.submit(prompt, 4) for prompt in long]
                     for one in again:
                         one.result(600.0)
                     share = median(one.record.transfer_share for one in again)
-            gaps[name] = np.array([gap for one in streams[name] for gap in one.gaps_s])
-            ttft = np.array([one.ttft_s for one in streams[name]])
-            rows.append({
-                "server": name, "requests": len(requests), "P50 gap, ms": 1e3 * np.percentile(gaps[name], 50),
-                "P99 gap, ms": 1e3 * np.percentile(gaps[name], 99), "largest gap, ms": 1e3 * gaps[name].max(),
-                "P50 TTFT, s": np.percentile(ttft, 50), "P99 TTFT, s": np.percentile(ttft, 99),
-            })  # fmt: skip
-    lab.table(
-        "real-servers", rows, caption=f"{settings.server_model} on two cores, the same requests at the same times"
-    )
-    tail = {name: float(np.percentile(values, 99)) for name, values in gaps.items()}
-    lab.measure("real-p99-gap-colocated-over-split", tail["colocated"] / tail["split"], unit="x", scale="log")
-    if "colocated, chunks of 64" in tail:
-        ratio = tail["colocated, chunks of 64"] / tail["split"]
-        lab.measure("real-p99-gap-chunked-over-split", ratio, unit="x", scale="log")
-    same = [
-        one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens)
-        and one.record.sent_sha256 == one.record.received_sha256
-        for one in streams["split"][:20]
-    ]
-    lab.measure("real-identical-answers", float(np.mean(same)), compared=len(same))
+            rows.append({"server": name, "requests": len(requests), **sv.latency_summary(streams[name])})
+    lab.table("real-servers", rows, caption=f"{settings.server_model} on two cores, the same requests; chunks of 64")
+    tail = {row["server"]: row["P99 gap, ms"] / rows[-1]["P99 gap, ms"] for row in rows}
+    for name in ("colocated", "chunked"):
+        lab.measure(f"real-p99-gap-{name}-over-split", tail[name], unit="x", scale="log")
+    some = streams["split"][:20]
+    same = [one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens) for one in some]
+    whole = [one.record.sent_sha256 == one.record.received_sha256 for one in some]
+    lab.measure("real-identical-answers", float(np.mean([*same, *whole])), compared=len(same))
     lab.measure("real-transfer-over-prefill", share, prompt_tokens=length)
     figure, axes = new_figure()
     for color, (name, answers) in zip(COLORS, streams.items(), strict=False):
         begin = min(one.submitted_s for one in answers)
         points = [(t - begin, 1e3 * gap) for one in answers for t, gap in zip(one.times_s[1:], one.gaps_s, strict=True)]
         axes.plot(*zip(*points, strict=True), ".", color=color, label=name, alpha=0.7)
-    axes.set(xlabel="seconds", ylabel="time between tokens, ms", yscale="log")
-    axes.set_title("Every gap between two tokens of an answer", loc="left", fontweight="bold")
-    axes.legend(frameon=False)
-    lab.figure("token-gaps", figure, caption="Gaps between tokens of the real servers over time")
+    labels = {"xlabel": "seconds", "ylabel": "time between tokens, ms", "yscale": "log"}
+    keep(lab, "token-gaps", figure, axes, "Every gap between two tokens of an answer, real servers", **labels)
     return share
