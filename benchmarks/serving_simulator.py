@@ -1,6 +1,6 @@
 """The simulator of serving clusters beside its peers, and how it grows.
 
-Run: ``python benchmarks/serving_simulator.py [--long]`` (about a minute; ``--long`` about five).
+Run: ``python benchmarks/serving_simulator.py [--long]`` (under a minute; ``--long`` half a minute more).
 
 - the released simulator of Splitwise: its processor time is a constant, measured on an idle machine of two cores (41.4 s for
   8,502 conversation requests, 70 a second, on 25 + 15 DGX-H100; 3 s of it are imports). The load here is drawn the same way.
