@@ -67,6 +67,16 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the sentence encoder in the user's data folder."""
+    from anabranch.worlds import MINILM
+
+    if not MINILM.here(_DATA_OF_THE_USER):
+        pytest.skip("the sentence encoder is not here: anabranch data all-minilm-l6-v2")
+    return MINILM.folder(_DATA_OF_THE_USER)
+
+
+@pytest.fixture(scope="session")
 def plugin_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example plug-in package, installed the way pip would."""
     site = tmp_path_factory.mktemp("site")

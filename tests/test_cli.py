@@ -146,7 +146,7 @@ def test_a_failing_run_exits_1_and_keeps_its_measures(anabranch: CommandLine, pl
         (("run", "coin-flips", "--set", "flips"), "--set 'flips': expected KEY=VALUE"),
         (("run", "coin-flips", "--set", "flips=1", "--set", "flips=2"), "given twice"),
         (("run", "coin-flips", "--scale", "lap"), "unknown scale 'lap'; did you mean laptop?"),
-        (("run", "coin-flips", "--on", "mars"), "--on mars: expected here, pool or pool:N"),
+        (("run", "coin-flips", "--on", "mars"), "--on mars: expected here, pool, pool:N, ray"),
         (("run", "coin-flips", "--on", "pool:0"), "N of at least 1"),
         (("run", "gm-nas"), "gm-nas has no experiment yet"),
         (("check", "coin-flips", "--until-decided", "2"), "until_decided=2"),

@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from anabranch._page_commands import register as register_page
 from anabranch.lab.errors import LabError
 
-# Frozen: what is not here belongs to a package. `serve` and `digest` are the page's.
+# Frozen: what is not here belongs to a package.
 TOP_LEVEL = ("papers", "show", "run", "check", "runs", "report", "compare", "data", "serve", "import", "digest")
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -75,7 +76,7 @@ app.add_typer(papers_app, name="papers")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Scale = Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes; claims are judged here), paper.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
-On = Annotated[str, typer.Option(help="Where: here, pool or pool:N.")]
+On = Annotated[str, typer.Option(help="Where: here, pool, pool:N, ray, ray:N or ray:ADDRESS.")]
 Device = Annotated[str, typer.Option(help="Device for the arrays of the experiment.")]
 
 
@@ -102,12 +103,15 @@ def papers_search(
     runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that run here.")] = False,
     package: Annotated[str | None, typer.Option(help="Only papers whose parts are in this package.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 50,
+    words: Annotated[
+        bool, typer.Option("--words", help="By words only: at once, also where the encoder is here.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List papers, best match first."""
+    """List papers, best match first: by meaning after `anabranch data all-minilm-l6-v2`, else by words."""
     from anabranch.hub import views
 
-    rows = views.find(" ".join(query or []), runnable=runnable, package=package, limit=limit)
+    rows = views.find(" ".join(query or []), runnable=runnable, package=package, limit=limit, words_only=words)
     if as_json:
         _print_json([row.as_dict() for row in rows])
     else:
@@ -297,21 +301,6 @@ def compare(
         terminal.print_comparison(_console(), found)
 
 
-@app.command("import")
-def import_page(
-    page: Annotated[Path, typer.Argument(help="A saved Daily Papers page, text or HTML.")],
-    as_json: Json = False,
-) -> None:
-    """Import a saved Daily Papers page into the catalogue."""
-    from anabranch.hub import views
-
-    outcome = views.import_file(page)
-    if as_json:
-        _print_json(outcome.as_dict())
-    else:
-        views.print_import(_console(), outcome)
-
-
 @app.command()
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set or shared weights; all are listed without.")] = None,
@@ -332,6 +321,9 @@ def data(
         commands.cards(name)
         get = commands.build if build else commands.fetch
         typer.echo(get(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True)))
+
+
+register_page(app)
 
 
 def _print_plan(slug: str, settings: Any) -> None:

@@ -11,6 +11,7 @@ from anabranch.distributed import (
     PipelineSchedule,
     fill_drain,
     interleaved,
+    measured_timeline,
     one_forward_one_backward,
     simulate_pipeline,
 )
@@ -125,3 +126,15 @@ def test_bad_input() -> None:
     swapped = good.kinds[:, ::-1].copy()
     with pytest.raises(ValueError, match="waits for itself"):
         simulate_pipeline(PipelineSchedule("y", 2, 1, swapped, good.micro_batch, good.chunk), 1.0, 1.0)
+
+
+def test_measured_times_are_read_as_simulated_ones() -> None:
+    schedule = fill_drain(2, 3, checkpoint="never")
+    told = simulate_pipeline(schedule, 1.0, 2.0)
+    times = [list(zip(b + 5, e + 5, strict=True)) for b, e in zip(told.begin_s, told.end_s, strict=True)]
+    again = measured_timeline(schedule, times)
+    assert again.step_s == told.step_s
+    assert again.bubble_fraction == pytest.approx(told.bubble_fraction)
+    assert np.array_equal(again.end_s, told.end_s)
+    with pytest.raises(ValueError, match=r"times has \[1, 1\] actions a stage: expected \[6, 6\]"):
+        measured_timeline(schedule, [[(0.0, 1.0)], [(0.0, 1.0)]])

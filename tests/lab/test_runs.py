@@ -244,3 +244,18 @@ def test_sigterm_cancels_too(plugin: str, home: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     (run,) = list_runs()
     assert run.state == "cancelled"
+
+
+def test_a_log_goes_on_where_it_stopped(home: Path) -> None:
+    """A queued run may hold a word already: numbers go on, and a torn line is taken back."""
+    with RunFolder.create(make_header(), queued=True) as queued:
+        queued.log.write("warning", text="the first")
+    with (queued.folder / "events.jsonl").open("ab") as log:
+        log.write(b'{"n": 1, "type": "war')
+    assert read_run(queued.folder).state == "queued"
+    with RunFolder.adopt(queued.folder) as adopted:
+        adopted.log.write("start")
+        adopted.log.write("end", state="finished", error=None)
+    run = read_run(queued.folder)
+    assert [(event["n"], event["type"]) for event in run.events] == [(0, "warning"), (1, "start"), (2, "end")]
+    assert run.warnings == ["the first"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from anabranch.serving import IterationCosts, Workload
-from anabranch.simulation import LLAMA2_70B, Device
+from anabranch.simulation import LLAMA2_70B, MIXTRAL_8X7B, Device
 
 A100 = Device(
     name="A100-80",
@@ -58,6 +58,24 @@ def test_the_published_optimum_needs_260_tflops() -> None:
     assert measured.optimal_tokens_per_s == pytest.approx(260e12 / (2 * LLAMA2_70B.parameters))
 
 
+@pytest.mark.parametrize(
+    ("billions", "published", "within"),
+    [(70.0, 1857, 1e-3), (72.1, 1803, 1e-3), (66.9, 1944, 2e-3), (8.0, 16236, 1e-3)],
+)
+def test_the_published_optima_follow_from_the_parameters(billions: float, published: float, within: float) -> None:
+    assert 260e12 / (2e9 * billions) == pytest.approx(published, rel=within)
+
+
+def test_how_many_requests_fit() -> None:
+    free = 8 * 80e9 - 2 * LLAMA2_70B.parameters
+    assert COSTS.max_requests == int(free / (327_680 * 1024))
+    assert COSTS.max_batch == pytest.approx(COSTS.max_requests * 1.5)
+    assert replace(COSTS, workload=Workload(512.0, 0.0)).max_batch == float("inf")
+    assert COSTS.operation("UG") in COSTS.operations
+    with pytest.raises(ValueError, match="no operation 'Softmax'"):
+        COSTS.operation("Softmax")
+
+
 def test_the_ratio_is_memory_over_compute() -> None:
     assert COSTS.ratio == pytest.approx(COSTS.memory_s / COSTS.compute_s)
     assert COSTS.memory_s == pytest.approx(0.04)
@@ -77,5 +95,7 @@ def test_bad_input() -> None:
         replace(COSTS, device=replace(A100, link_bytes_per_s=0.0))
     with pytest.raises(ValueError, match=r"input_mean=0\.0"):
         Workload(0.0, 10.0)
+    with pytest.raises(ValueError, match="top_k=9 of experts=8"):
+        replace(COSTS, shape=replace(MIXTRAL_8X7B, top_k=9))
     with pytest.raises(ValueError, match="batch must be >= 1"):
         replace(COSTS, batch=0)

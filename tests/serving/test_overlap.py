@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,36 @@ def test_replay_finds_every_broken_rule() -> None:
         broken([replace(segments[0], share=1.5), *segments[1:]]).validate(PUBLISHED)
     with pytest.raises(ValueError, match="do not add up"):
         broken(segments, period_s=found.period_s * 1.1).validate(PUBLISHED)
+
+
+def test_replay_with_noise(tmp_path: Path) -> None:
+    found = search_overlap(lane(), lane(), PUBLISHED, gap=0.05)
+    np.testing.assert_allclose(found.simulate(5), found.period_s, rtol=1e-9)
+    noisy = found.simulate(2000, jitter=0.1, generator=np.random.default_rng(0))
+    assert found.period_s < noisy.mean() < 1.1 * found.period_s  # the later of two operations counts
+    assert noisy.mean() < np.quantile(noisy, 0.95) < 1.15 * found.period_s
+    with pytest.raises(ValueError, match="jitter"):
+        found.simulate(jitter=0.1)
+    with pytest.raises(ValueError, match="layers must be"):
+        found.simulate(0)
+    found.to_json(tmp_path / "overlap.json")
+    assert OverlapSchedule.from_json(tmp_path / "overlap.json", PUBLISHED) == found
+    with pytest.raises(ValueError, match="is no schedule of two lanes"):
+        OverlapSchedule.from_json("{}", PUBLISHED)
+    with pytest.raises(ValueError, match="needs"):
+        OverlapSchedule.from_json(replace(found, segments=found.segments[:3]).to_json(), PUBLISHED)
+
+
+def test_utilisation_and_rows_hold_the_work() -> None:
+    found = search_overlap(lane(), lane(), PUBLISHED, gap=0.05)
+    rows = found.utilisation(PUBLISHED)
+    for kind in ("gemm", "gemv", "network"):
+        done = sum((row["end_s"] - row["start_s"]) * row[kind] for row in rows)
+        assert done == pytest.approx(sum(one.seconds for one in [*lane(), *lane()] if one.kind == kind), rel=1e-6)
+    for name in ("first", "second"):
+        mine = sorted((a, b) for where, a, b, _ in found.rows() if where == name)
+        assert all(b <= c + 1e-12 for (_, b), (c, _) in itertools.pairwise(mine))
+        assert mine[-1][1] <= found.period_s + 1e-12
 
 
 def test_no_time_means_the_sequence() -> None:

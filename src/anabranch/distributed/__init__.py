@@ -1,6 +1,40 @@
-"""Training over several devices: pipeline schedules as data, and how long they take."""
+"""Training over several devices: pipeline schedules as data and their times, and a pipeline that runs."""
 
-from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as _error:
+    if _error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "this part needs torch: install anabranch[distributed]; for a machine without a GPU install torch's CPU-only build "
+        "first (its index is named by the install selector on pytorch.org)",
+        name="torch",
+    ) from None
+
+from anabranch.distributed._steps import Did
+from anabranch.distributed.arms import TrainingArm, training_arm
+from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
+from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
+from anabranch.distributed.errors import PipelineError, RankFailed
+from anabranch.distributed.launching import Ranks, launch
+from anabranch.distributed.local import LocalPipeline
+from anabranch.distributed.micro_batches import split_batch, split_sizes
+from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
+from anabranch.distributed.pipeline import Pipeline
+from anabranch.distributed.pipeline_times import PipelineTimeline, measured_timeline, simulate_pipeline
+from anabranch.distributed.planning import (
+    PipelinePlan,
+    StageCosts,
+    activation_memory,
+    most_layers,
+    plan_pipeline,
+    predict_step,
+    stage_costs,
+    stage_memory,
+    variance_balance,
+)
+from anabranch.distributed.profile import LayerProfile, profile_layers
+from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
     Action,
     PipelineSchedule,
@@ -8,13 +42,50 @@ from anabranch.distributed.schedules import (
     interleaved,
     one_forward_one_backward,
 )
+from anabranch.distributed.skips import PopSkip, StashSkip
+from anabranch.distributed.transformer_profile import profile_transformer
 
 __all__ = [
     "Action",
+    "CausalLayers",
+    "DeferredBatchNorm",
+    "Did",
+    "LayerProfile",
+    "LocalPipeline",
+    "Pipeline",
+    "PipelineError",
+    "PipelinePlan",
     "PipelineSchedule",
     "PipelineTimeline",
+    "PopSkip",
+    "RankFailed",
+    "Ranks",
+    "SavedTensors",
+    "StageCosts",
+    "StashSkip",
+    "TrainingArm",
+    "activation_memory",
+    "causal_layers",
+    "convert_batchnorm",
     "fill_drain",
     "interleaved",
+    "launch",
+    "measured_timeline",
+    "most_layers",
+    "next_token_loss",
     "one_forward_one_backward",
+    "pipeline_from_transformers",
+    "plan_pipeline",
+    "predict_step",
+    "profile_layers",
+    "profile_transformer",
+    "residual_network_layers",
     "simulate_pipeline",
+    "split_batch",
+    "split_sizes",
+    "stage_costs",
+    "stage_memory",
+    "training_arm",
+    "variance_balance",
+    "vision_transformer_layers",
 ]

@@ -66,6 +66,26 @@ def simulate_pipeline(
         raise ValueError(
             f"the schedule {schedule.name} waits for itself: {wanted - ran} of {wanted} actions never start"
         )
+    return _timeline(schedule, begin, end)
+
+
+def measured_timeline(schedule: PipelineSchedule, times: Sequence[Sequence[tuple[float, float]]]) -> PipelineTimeline:
+    """The same of a real step: (begin, end) of every action of every stage, in order, on one clock; it starts at 0.
+
+    Raises:
+        ValueError: another number of stages or actions than the schedule has.
+    """
+    counts = (schedule.kinds != NOTHING).sum(1).tolist()
+    if [len(row) for row in times] != counts:
+        raise ValueError(f"times has {[len(row) for row in times]} actions a stage: expected {counts}")
+    begin, end = np.full((2, *schedule.kinds.shape), np.nan)
+    for stage, row in enumerate(times):
+        begin[stage, : len(row)], end[stage, : len(row)] = np.array(row, np.float64).T
+    first = np.nanmin(begin)
+    return _timeline(schedule, begin - first, end - first)
+
+
+def _timeline(schedule: PipelineSchedule, begin: np.ndarray, end: np.ndarray) -> PipelineTimeline:
     step, busy = float(np.nanmax(end)), np.nansum(end - begin, axis=1)
     idle = 1 - busy.sum() / (schedule.stages * step) if step > 0 else 0.0
     return PipelineTimeline(schedule, step, float(idle), busy, begin, end)

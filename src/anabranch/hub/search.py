@@ -1,6 +1,6 @@
 """Search by words: BM25 over titles and texts, with the sentence that fits best.
 
-:class:`TextIndex` is the ranker behind :func:`search`; a ranker by meaning takes its place through the same argument.
+:class:`TextIndex` is the ranker of :func:`search` by itself; ``hub.meaning.MeaningIndex`` takes its place through an argument.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from anabranch.hub.catalogue import Entry
 from anabranch.lab import Paper
@@ -41,6 +41,13 @@ class Ranker(Protocol):
     def scores(self, query: str) -> Mapping[int, float]:
         """Score by position of the document, higher is better; documents that do not match are left out."""
         ...
+
+
+@runtime_checkable
+class ExplainingRanker(Ranker, Protocol):
+    """A ranker that knows which sentence of a document fits the query."""
+
+    def best_sentence(self, query: str, position: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ class TextIndex:
     """
 
     def __init__(self, documents: Sequence[Document], path: str | Path | None = None) -> None:
-        self._db = sqlite3.connect(":memory:" if path is None else str(path), timeout=30.0, isolation_level=None)
+        self._db = sqlite3.connect(
+            ":memory:" if path is None else str(path), timeout=30.0, isolation_level=None, check_same_thread=False
+        )
         digest = hashlib.sha256()
         for doc in documents:
             for part in (doc.title, doc.text, doc.label):
@@ -199,7 +208,10 @@ def search(entries: Sequence[Entry], query: str, k: int = 10, *, ranker: Ranker 
     else:
         scores = ranker.scores(query)
     best = sorted((i for i in by_date if i in scores), key=lambda i: scores[i], reverse=True)[:k]
-    found = best_sentences([document(entries[i]) for i in best], query)
+    if isinstance(ranker, ExplainingRanker):
+        found = [ranker.best_sentence(query, i) for i in best]
+    else:
+        found = best_sentences([document(entries[i]) for i in best], query)
     return [Hit(entries[i], scores[i], sentence) for i, sentence in zip(best, found, strict=True)]
 
 

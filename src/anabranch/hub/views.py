@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anabranch.hub.catalogue import Catalogue, Entry
-from anabranch.hub.importers import ImportReport, import_page
-from anabranch.hub.search import search
+from anabranch.hub.daily_papers import Source
+from anabranch.hub.encoder_files import has_model
+from anabranch.hub.importers import ImportReport, import_page, parse_saved_page
+from anabranch.hub.search import Ranker, TextIndex, document, search
 from anabranch.lab.discover import find_paper, papers
 from anabranch.lab.errors import LabError, UnknownName
 from anabranch.lab.places import ensure, home
@@ -55,8 +57,12 @@ class Row:
         }  # fmt: skip
 
 
-def find(query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50) -> list[Row]:
+def find(
+    query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50, words_only: bool = False
+) -> list[Row]:
     """Papers that fit ``query``, best first; all, newest first, for an empty one.
+
+    By meaning where the encoder is here (it takes seconds to load), else or with ``words_only`` by words.
 
     Raises:
         UnknownName: no paper has its parts in ``package``.
@@ -70,7 +76,19 @@ def find(query: str, *, runnable: bool = False, package: str | None = None, limi
         if (not runnable or (entry.paper is not None and entry.paper.runnable))
         and (package is None or (entry.paper is not None and entry.paper.package == package))
     ]
-    return [Row(hit.entry, hit.score, hit.sentence) for hit in search(entries, query, limit)]
+    ranker = None if words_only or not query.strip() else ranker_by_meaning(entries)
+    return [Row(hit.entry, hit.score, hit.sentence) for hit in search(entries, query, limit, ranker=ranker)]
+
+
+def ranker_by_meaning(entries: list[Entry]) -> Ranker | None:
+    """A ranker over ``entries`` where the encoder is here, else None."""
+    if not has_model():
+        return None
+    from anabranch.hub import meaning  # numpy, and soon torch: not for a search by words
+
+    embedder, documents = meaning.load_embedder(), [document(entry) for entry in entries]
+    store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
+    return meaning.MeaningIndex(documents, TextIndex(documents), embedder, store)
 
 
 def _entries() -> list[Entry]:
@@ -178,18 +196,37 @@ def import_file(path: Path) -> Imported:
         raise LabError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise LabError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    from anabranch.hub.importers import parse_saved_page
+    return _import_text(text, str(path))
 
+
+def import_live(source: Source, endpoint: str | None = None) -> Imported:
+    """Import a day, week, month or search of Daily Papers into the catalogue.
+
+    Raises:
+        LabError: the service did not answer, or lists nothing there.
+    """
+    from anabranch.hub.daily_papers import DailyPapers, fetch_daily
+
+    try:
+        text = fetch_daily(source, DailyPapers(endpoint))
+    except ModuleNotFoundError as error:
+        raise LabError(f"the live import needs {error.name}: pip install 'anabranch[hub]'") from error
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    return _import_text(text, " ".join(source))
+
+
+def _import_text(text: str, name: str) -> Imported:
     try:
         entries = parse_saved_page(text)
     except ValueError as error:
-        raise LabError(f"{path}: {error}") from error
+        raise LabError(f"{name}: {error}") from error
     ensure(home(), "the catalogue")
     with Catalogue(catalogue_path(), papers()) as catalogue:
         report = import_page(catalogue, text)
         known = {entry.title for entry in catalogue.entries() if entry.paper}
         ours = sum(entry.title in known for entry in entries)
-        return Imported(report, str(path), ours, len(catalogue))
+        return Imported(report, name, ours, len(catalogue))
 
 
 def print_import(console: Console, imported: Imported) -> None:

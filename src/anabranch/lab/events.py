@@ -65,7 +65,7 @@ class EventLog:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._lock = threading.Lock()
         self._begin = time.monotonic()
-        self._count = 0
+        self._count = self._continue()
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -101,6 +101,12 @@ class EventLog:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _continue(self) -> int:
+        """Events that are there (a run may be queued with a word about why); a torn last line is taken back."""
+        before = self._path.read_bytes()
+        os.ftruncate(self._fd, before.rfind(b"\n") + 1)
+        return before.count(b"\n")
 
     def _append(self, line: bytes) -> None:
         start = os.fstat(self._fd).st_size

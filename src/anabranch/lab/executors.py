@@ -52,11 +52,7 @@ class ProcessPool:
     poll_s: float = 0.05
 
     def run(self, requests: Sequence[Request], *, listener_for: ListenerFor | None = None) -> Iterator[Run]:
-        folders = []
-        for request in requests:
-            header = header_for(request, executor=self.name, shares_machine=self.shares_machine)
-            with RunFolder.create(header, queued=True) as queued:
-                folders.append(queued.folder)
+        folders = [queue(request, self.name, self.shares_machine) for request in requests]
         waiting = [_process(folder, self.workers) for folder in folders]
         processes = dict(zip(folders, waiting, strict=True))
         try:
@@ -68,10 +64,7 @@ class ProcessPool:
                         waiting.remove(process)
                         process.start()
                     ended = processes[folder].exitcode is not None
-                    if listener is not None:
-                        for event in read_events(folder / "events.jsonl", after=seen):
-                            seen = event["n"]
-                            listener(event)
+                    seen = follow(folder, listener, seen)
                     if ended:
                         break
                     time.sleep(self.poll_s)
@@ -85,20 +78,41 @@ class ProcessPool:
                     process.join()
 
 
+def queue(request: Request, executor: str, shares_machine: bool) -> Path:
+    """A run folder for ``request`` that waits for a worker."""
+    header = header_for(request, executor=executor, shares_machine=shares_machine)
+    with RunFolder.create(header, queued=True) as queued:
+        return queued.folder
+
+
+def follow(folder: Path, listener: Listener | None, seen: int) -> int:
+    """Passes on the events of a run after event ``seen``; gives the number of the last one."""
+    if listener is not None:
+        for event in read_events(folder / "events.jsonl", after=seen):
+            seen = event["n"]
+            listener(event)
+    return seen
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """The environment that keeps a worker's libraries to so many threads."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+
+
 def _process(folder: Path, workers: int) -> BaseProcess:
-    threads = str(max(1, cores() // workers))
+    threads = max(1, cores() // workers)
     return multiprocessing.get_context("spawn").Process(target=_work, args=(str(folder), threads))
 
 
-def _work(folder: str, threads: str) -> None:
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, threads)
+def _work(folder: str, threads: int) -> None:
+    for name, value in thread_limits(threads).items():
+        os.environ.setdefault(name, value)
     with contextlib.suppress(KeyboardInterrupt):  # the run's folder says that it was cancelled
         execute_queued(Path(folder))
 
 
 def executor_named(text: str) -> Executor:
-    """``here``, ``pool`` (one worker a core) or ``pool:N``.
+    """``here``, ``pool`` (one worker a core), ``pool:N``, ``ray`` (a local cluster), ``ray:N`` or ``ray:ADDRESS``.
 
     Raises:
         LabError: there is no such executor.
@@ -110,4 +124,14 @@ def executor_named(text: str) -> Executor:
         if count and (not count.isdigit() or int(count) < 1):
             raise LabError(f"--on {text}: expected pool:N with N of at least 1")
         return ProcessPool(int(count) if count else cores())
-    raise LabError(f"--on {text}: expected here, pool or pool:N")
+    if kind == "ray":
+        from anabranch.lab.ray_executor import RayCluster
+
+        if not count:
+            return RayCluster()
+        if not count.isdigit():  # "ray://host:port" is an address as it stands
+            return RayCluster(address=text if count.startswith("//") else count)
+        if int(count) < 1:
+            raise LabError(f"--on {text}: expected ray:N with N of at least 1")
+        return RayCluster(int(count))
+    raise LabError(f"--on {text}: expected here, pool, pool:N, ray, ray:N or ray:ADDRESS")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +98,71 @@ def plot_curves(
     if from_zero:
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
+    return figure if figure is not None else axes.figure
+
+
+class Bar(NamedTuple):
+    """What a lane does from ``begin_s`` to ``end_s``; bars of one ``kind`` share a color, ``label`` is written inside."""
+
+    lane: str
+    begin_s: float
+    end_s: float
+    kind: str
+    label: str = ""
+
+
+def plot_gantt(
+    bars: Sequence[Bar | tuple[Any, ...]],
+    *,
+    title: str,
+    x: str = "seconds",
+    unit: float = 1.0,
+    lanes: Sequence[str] | None = None,
+    axes: Any = None,
+) -> Figure:
+    """Who does what when: a row of bars for every lane, the first lane on top.
+
+    Args:
+        bars: each a :class:`Bar`, or a tuple with its fields in order.
+        x: what the axis of time is called.
+        unit: times are divided by it, e.g. 1e-3 for milliseconds.
+        lanes: all lanes from top to bottom; as they first appear if not given.
+        axes: draw there instead of in a figure of its own.
+
+    Raises:
+        ValueError: a bar of an unknown lane, or one that ends before it begins.
+    """
+    figure = None
+    if axes is None:
+        figure, axes = new_figure()
+    rows = [Bar(*bar) for bar in bars]
+    order = list(dict.fromkeys(bar.lane for bar in rows)) if lanes is None else list(lanes)
+    kinds = list(dict.fromkeys(bar.kind for bar in rows))
+    for bar in rows:
+        if bar.lane not in order:
+            raise ValueError(f"bars have the lane {bar.lane!r}: expected one of {order}")
+        if not bar.end_s >= bar.begin_s:
+            raise ValueError(f"a bar of {bar.lane!r} ends at {bar.end_s}, before it begins at {bar.begin_s}")
+    for index, kind in enumerate(kinds):
+        mine = [bar for bar in rows if bar.kind == kind]
+        axes.barh(
+            [order.index(bar.lane) for bar in mine],
+            [(bar.end_s - bar.begin_s) / unit for bar in mine],
+            left=[bar.begin_s / unit for bar in mine],
+            height=0.8, color=COLORS[index % len(COLORS)], edgecolor="white", linewidth=0.4, label=kind,
+        )  # fmt: skip
+    for bar in rows:
+        if bar.label:
+            middle = (bar.begin_s + bar.end_s) / 2 / unit
+            axes.text(
+                middle, order.index(bar.lane), bar.label, ha="center", va="center", fontsize=7, color="white", clip_on=True
+            )  # fmt: skip
+    axes.set_yticks(range(len(order)), order)
+    axes.set(xlabel=x, ylim=(len(order) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=STYLE["axes.titlesize"])
+    if kinds:
+        axes.legend(frameon=False, ncols=min(4, len(kinds)), loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=9)
     return figure if figure is not None else axes.figure
 
 

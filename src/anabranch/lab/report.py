@@ -44,11 +44,11 @@ def render_report(run: Run) -> str:
     return template.render(
         paper=paper,
         run=run,
-        claims=_claims(paper, run),
+        claims=claims_of_run(paper, run),
         counts=_counts(run),
         figures=[_figure(run, event) for event in run.figures.values()],
         tables=list(run.tables.values()),
-        curves=[_curve(name, points) for name, points in run.series.items()],
+        curves=[curve_of(name, points) for name, points in run.series.items()],
         settings=_settings(paper, run),
         environment=_flat(run.header["environment"]),
         command=reproduce_command(run),
@@ -68,7 +68,7 @@ def reproduce_command(run: Run) -> str:
     return shlex.join(words)
 
 
-def _claims(paper: Paper, run: Run) -> list[dict[str, Any]]:
+def claims_of_run(paper: Paper, run: Run) -> list[dict[str, Any]]:
     verdicts = verdicts_of_run(run)
     result = load_result(run.slug)
     committed = result_verdicts(result) if result else {}
@@ -108,7 +108,7 @@ def _figure(run: Run, event: Event) -> dict[str, str]:
     }
 
 
-def _curve(name: str, points: list[Event]) -> dict[str, Any]:
+def curve_of(name: str, points: list[Event]) -> dict[str, Any]:
     """A series as polylines in a box of 640 x 180, at most 800 points a line."""
     keys = list(dict.fromkeys(key for point in points for key in point["values"]))
     step = max(1, len(points) // 800)

@@ -1,4 +1,4 @@
-"""Small language models: loading them from a folder, a GGUF file or the hub's cache."""
+"""Small language models: causal ones from a folder or a GGUF file, and embeddings of sentences."""
 
 try:
     import torch as _torch  # noqa: F401
@@ -10,6 +10,7 @@ except ModuleNotFoundError as _error:
 
     raise ModuleNotFoundError(TRANSFORMERS_MISSING, name=_error.name) from None
 
+from anabranch.language.embedding import SentenceEmbedder
 from anabranch.language.loading import CausalModel, load_causal, tiny_causal
 
-__all__ = ["CausalModel", "load_causal", "tiny_causal"]
+__all__ = ["CausalModel", "SentenceEmbedder", "load_causal", "tiny_causal"]

@@ -67,7 +67,7 @@ def load_causal(
     else:
         source = str(path)
     try:
-        with _quiet():
+        with quiet():
             model: nn.Module = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation=attention, **options
             )
@@ -103,7 +103,7 @@ def tiny_causal(
         num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=4096,
         bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    with _quiet():
+    with quiet():
         model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -116,7 +116,7 @@ def _tokenizer(source: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError):  # weights without a tokenizer are a model all the same
         return None
@@ -127,7 +127,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no notes of transformers; its errors come through."""
     from transformers.utils import logging as hub_logging
 

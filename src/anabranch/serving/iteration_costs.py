@@ -85,7 +85,11 @@ class IterationCosts:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.count > 1 and not self.device.link_bytes_per_s > 0:
             raise ValueError(f"{self.device.name} has no link_bytes_per_s, and count={self.count} devices need one")
-        short = self.shape.parameters * self.dtype_bytes - self.count * self.device.memory_bytes
+        if self.shape.top_k > self.shape.experts:
+            raise ValueError(
+                f"{self.shape.name} has top_k={self.shape.top_k} of experts={self.shape.experts}: expected at most as many"
+            )
+        short = self.weight_bytes - self.count * self.device.memory_bytes
         if short > 0:
             raise ValueError(
                 f"the weights of {self.shape.name} are {short / 1e9:.1f} GB larger than the memory of {self.count} "
@@ -97,6 +101,22 @@ class IterationCosts:
         """Parameters that a token meets."""
         shape = self.shape
         return shape.parameters - shape.expert_parameters * (1 - shape.top_k / shape.experts)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.shape.parameters * self.dtype_bytes
+
+    @property
+    def max_requests(self) -> int:
+        """Requests whose mean caches fit beside the weights."""
+        free = self.count * self.device.memory_bytes - self.weight_bytes
+        return int(free / (self.shape.kv_bytes_per_token(self.dtype_bytes) * self.workload.context))
+
+    @property
+    def max_batch(self) -> float:
+        """Tokens of a batch in which so many requests decode and prompts fill the rest; infinite without answers."""
+        share = self.workload.decode_share
+        return self.max_requests / share if share else float("inf")
 
     @property
     def memory_s(self) -> float:
@@ -134,6 +154,17 @@ class IterationCosts:
     @property
     def _flops(self) -> float:
         return self.device.flops_per_s if self.flops_per_s is None else self.flops_per_s
+
+    def operation(self, name: str) -> Operation:
+        """One row of the table.
+
+        Raises:
+            ValueError: another name.
+        """
+        for one in self.operations:
+            if one.name == name:
+                return one
+        raise ValueError(f"no operation {name!r}: there are {', '.join(one.name for one in self.operations)}")
 
     @cached_property
     def operations(self) -> tuple[Operation, ...]:

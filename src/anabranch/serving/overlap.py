@@ -15,89 +15,10 @@ from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from anabranch.serving.interference import Interference
+from anabranch.serving.overlap_schedule import NanoOperation, OverlapSchedule, Segment
 
 Progress = Callable[[int, int, dict[str, float]], None]
 _LEVELS = tuple(i / 10 for i in range(11))
-
-
-@dataclass(frozen=True)
-class NanoOperation:
-    """An operation of one nano-batch: ``seconds`` alone on the machine, ``kind`` of :class:`Interference`."""
-
-    name: str
-    kind: str
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if not self.seconds >= 0:
-            raise ValueError(f"seconds of {self.name} must be >= 0, got {self.seconds}")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """For ``seconds``, operation ``first`` of one lane has ``share`` of the machine and ``second`` of the other the rest."""
-
-    first: int
-    second: int
-    share: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class OverlapSchedule:
-    """A period of two lanes.
-
-    Attributes:
-        period_s: of a layer of both nano-batches, in steady state.
-        bound_s: proven least period of two lanes. resource_bound_s: of any number of lanes.
-        sequential_s: one operation after the other.
-        status: "optimal" within the gap asked for, "time limit", or "fallback" (sequential: no overlap was found in time).
-    """
-
-    lanes: tuple[tuple[NanoOperation, ...], tuple[NanoOperation, ...]]
-    segments: tuple[Segment, ...]
-    period_s: float
-    bound_s: float
-    resource_bound_s: float
-    sequential_s: float
-    status: str
-
-    @property
-    def gap(self) -> float:
-        return 1 - self.bound_s / self.period_s if self.period_s else 0.0
-
-    @property
-    def gain(self) -> float:
-        """Throughput over that of the sequence."""
-        return self.sequential_s / self.period_s if self.period_s else 1.0
-
-    def validate(self, interference: Interference, tolerance: float = 1e-6) -> None:
-        """Replay the segments: lanes advance in order, shares fit, every operation gets its work.
-
-        Raises:
-            ValueError: the first rule that is broken.
-        """
-        done = [np.zeros(len(lane)) for lane in self.lanes]
-        before: tuple[int, int] | None = None
-        for segment in self.segments:
-            here = (segment.first, segment.second)
-            if not 0 <= segment.share <= 1 or segment.seconds < -tolerance:
-                raise ValueError(f"a segment has share {segment.share} and {segment.seconds} s")
-            if before is not None:
-                steps = [(b - a) % len(lane) for a, b, lane in zip(before, here, self.lanes, strict=True)]
-                if max(steps) > 1:
-                    raise ValueError(f"the lanes go from {before} to {here}: an operation is skipped")
-            before = here
-            for lane, index, share, work in zip(
-                self.lanes, here, (segment.share, 1 - segment.share), done, strict=True
-            ):
-                work[index] += segment.seconds * float(interference(lane[index].kind, share))
-        for lane, work in zip(self.lanes, done, strict=True):
-            for one, got in zip(lane, work, strict=True):
-                if abs(got - one.seconds) > tolerance * max(1.0, one.seconds):
-                    raise ValueError(f"{one.name} gets {got} s of work, needs {one.seconds}")
-        if abs(sum(s.seconds for s in self.segments) - self.period_s) > tolerance * max(1.0, self.period_s):
-            raise ValueError("the segments do not add up to the period")
 
 
 def resource_bound(operations: Sequence[NanoOperation], interference: Interference) -> float:

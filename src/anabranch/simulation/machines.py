@@ -1,5 +1,6 @@
 """Accelerators and the machines they stand in, as data."""
 
+import math
 from dataclasses import dataclass, replace
 
 GIB = 2**30
@@ -12,7 +13,7 @@ class Device:
     Attributes:
         flops_per_s: dense half precision.
         link_bytes_per_s: to its neighbours in the machine, one way.
-        power_w: thermal design power.
+        power_w: thermal design power; NaN where it is not known.
     """
 
     name: str
@@ -20,12 +21,14 @@ class Device:
     memory_bytes_per_s: float
     flops_per_s: float
     link_bytes_per_s: float
-    power_w: float
+    power_w: float = math.nan
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "memory_bytes_per_s", "flops_per_s", "power_w"):
+        for name in ("memory_bytes", "memory_bytes_per_s", "flops_per_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.power_w <= 0:
+            raise ValueError(f"power_w must be > 0, got {self.power_w}")
         if self.link_bytes_per_s < 0:
             raise ValueError(f"link_bytes_per_s must be >= 0, got {self.link_bytes_per_s}")
 

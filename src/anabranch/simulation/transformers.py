@@ -1,7 +1,7 @@
 """The shape of a transformer, from which parameters, caches and traffic follow."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -94,6 +94,12 @@ SMOLLM2_135M = TransformerShape(
 LLAMA2_70B = TransformerShape(
     name="Llama-2-70B", layers=80, hidden=8192, heads=64, kv_heads=8, intermediate=28672, vocabulary=32000
 )
+LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", vocabulary=128256)
+LLAMA3_8B = TransformerShape(
+    name="Llama-3-8B", layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocabulary=128256
+)
+QWEN2_72B = replace(LLAMA2_70B, name="Qwen2-72B", intermediate=29568, vocabulary=152064)
+DEEPSEEK_67B = replace(LLAMA2_70B, name="Deepseek-67B", layers=95, intermediate=22016, vocabulary=102400)
 MIXTRAL_8X7B = TransformerShape(
     name="Mixtral-8x7B",
     layers=32,

@@ -10,7 +10,7 @@ from anabranch.worlds.cards import Card, DataMissing, File, Way
 from anabranch.worlds.digits import load_digits
 from anabranch.worlds.fashion_mnist import CLASSES as FASHION_CLASSES
 from anabranch.worlds.fashion_mnist import FASHION_MNIST, load_fashion_mnist
-from anabranch.worlds.language_models import SMOLLM2_GGUF
+from anabranch.worlds.language_models import MINILM, SMOLLM2_GGUF
 from anabranch.worlds.serving_traces import AZURE_LLM_2023, SPLITWISE_PROFILES
 from anabranch.worlds.shared_weights import FASHION_CLASSIFIER, FASHION_TEACHER, Weights
 from anabranch.worlds.uea_series import BASIC_MOTIONS, JAPANESE_VOWELS
@@ -40,6 +40,7 @@ CARDS: dict[str, Card | Weights] = {
         AZURE_LLM_2023,
         SPLITWISE_PROFILES,
         SMOLLM2_GGUF,
+        MINILM,
     )
 }
 
@@ -52,6 +53,7 @@ __all__ = [
     "FASHION_MNIST",
     "FASHION_TEACHER",
     "JAPANESE_VOWELS",
+    "MINILM",
     "SMOLLM2_GGUF",
     "SPLITWISE_PROFILES",
     "Card",

@@ -47,6 +47,7 @@ WINDOW, TEST_WINDOWS, CHECKS = 512, 128, 3  # bytes; windows on which bits are c
 
 def experiment(lab: Lab, settings: Settings) -> None:
     threads = torch.get_num_threads()
+    _ = [read_series_set(name, lab.seed) for name in settings.series]  # what is missing is said before anything is done
     conservation(lab)
     scaling(lab, settings)
     causal(lab, settings)

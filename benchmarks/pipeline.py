@@ -1,0 +1,72 @@
+"""Our pipeline beside ``torch.distributed.pipelining`` at the same schedule, naive model parallelism, and one process.
+
+Run: ``python benchmarks/pipeline.py [--pairs 9] [--blocks 12] [--width 128] [--batch 64]`` (a few minutes on two idle cores).
+
+Two gloo processes of one thread train a vision transformer on random images, cut in the middle. Every ratio is the median
+over interleaved pairs in the same processes, with the smallest and the largest; above 1 ours is faster. Losses of ours and of
+torch are compared first. On fewer than two idle cores only the ratios to torch mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+
+import anabranch.papers.gpipe.experiment as gpipe
+from anabranch.distributed import Ranks
+from anabranch.lab import time_pairs
+from anabranch.papers.gpipe import Settings
+
+
+def loss_of(arm: str, micro_batches: int) -> float:
+    """Of one mini-batch, on the last stage."""
+    loss = gpipe.arm_of(arm, micro_batches).step(*gpipe.batch())
+    return float("nan") if loss is None else float(loss.detach())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("pairs", 9), ("blocks", 12), ("width", 128), ("batch", 64)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    settings = Settings(
+        blocks=given.blocks, width=given.width, batch=given.batch, micro_batches=(1, 2, 4, 8, 16), steps=1,
+        pairs=given.pairs, cap_mib=1.0, simulated_stages=(2,), fine_tune_steps=0, fashion=False,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(given.batch, 1, 28, 28, generator=generator)
+    labels = torch.randint(10, (given.batch,), generator=generator)
+    with Ranks(gpipe.STAGES, preload=("anabranch.papers.gpipe.experiment",)) as ranks:
+        ranks.call(gpipe.prepare, settings, images, labels, 0)
+        once = partial(partial, ranks.call, gpipe.run_once)
+        print(
+            f"{'ours':>10} {'M':>3}   {'peer':14} {'ours, s':>9} {'peer, s':>9} {'peer / ours':>12}   least to most   formula"
+        )
+        for ours, m, peer, formula in (
+            ("gpipe", 4, "torch gpipe", None),
+            ("gpipe", 8, "torch gpipe", None),
+            ("gpipe", 16, "torch gpipe", None),
+            ("1f1b", 8, "torch 1f1b", None),
+            ("gpipe", 8, "naive", 2 * 8 / 9),
+            ("gpipe", 16, "one process", 2 * 16 / 17),
+            ("gpipe", 8, "ddp", None),
+        ):
+            peer_m = m if peer.startswith("torch") else 1
+            if peer.startswith("torch"):
+                a, b = (ranks.call(loss_of, arm, m)[1] for arm in (ours, peer))
+                assert abs(a - b) < 1e-5, (a, b)
+            timing = time_pairs(once(ours, m), once(peer, peer_m), pairs=given.pairs)
+            low, high = min(timing.ratios), max(timing.ratios)
+            seconds = (sorted(times)[len(times) // 2] for times in (timing.ours_s, timing.peer_s))
+            shown = " ".join(f"{s:9.4f}" for s in seconds)
+            expected = f"{formula:.2f}" if formula else ""
+            print(
+                f"{ours:>10} {m:3d}   {peer:14} {shown} {timing.value:12.3f}   {low:.3f} to {high:.3f}  {expected}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What goes wrong when several processes train together."""
+
+from __future__ import annotations
+
+
+class PipelineError(RuntimeError):
+    """A stage failed or is gone: the message names the stage, the action, the micro-batch and the original trace."""
+
+
+class RankFailed(RuntimeError):
+    """A process of :func:`anabranch.distributed.launch` raised or died; all others were stopped.
+
+    Attributes:
+        rank: which one was first.
+        reports: what every process said before it ended, by rank.
+    """
+
+    def __init__(self, rank: int, message: str, reports: dict[int, str]) -> None:
+        super().__init__(message)
+        self.rank, self.reports = rank, reports

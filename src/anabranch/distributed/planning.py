@@ -1,0 +1,318 @@
+"""Memory of a pipeline's stages, and the plan that is fastest on given devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from anabranch.distributed._partition import named_schedule
+from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
+from anabranch.distributed.profile import LayerProfile
+from anabranch.distributed.schedules import PipelineSchedule
+from anabranch.simulation import balance as balanced
+
+_CHECKPOINTS = ("never", "except_last", "always")
+_SCHEDULES = ("gpipe", "1f1b")
+
+
+@dataclass(frozen=True, eq=False)
+class StageCosts:
+    """Costs of every stage for one micro-batch, from those of its layers."""
+
+    forward_s: Float64[np.ndarray, " stages"]
+    backward_s: Float64[np.ndarray, " stages"]
+    params: Float64[np.ndarray, " stages"]
+    input_bytes: Float64[np.ndarray, " stages"]
+    internal_bytes: Float64[np.ndarray, " stages"]
+    cut_bytes: Float64[np.ndarray, " cuts"]
+
+
+def stage_costs(profile: LayerProfile, balance: Sequence[int], *, samples: float | None = None) -> StageCosts:
+    """Sums over the layers of every stage.
+
+    Args:
+        samples: of a micro-batch; times and bytes of activations are taken to be proportional. As profiled if not given.
+
+    Raises:
+        ValueError: a balance that does not sum to the layers.
+    """
+    if sum(balance) != profile.layers or min(balance) < 1:
+        raise ValueError(f"balance={list(balance)}: expected numbers >= 1 that sum to {profile.layers}, the layers")
+    scale = 1.0 if samples is None else samples / profile.samples
+    ends = np.cumsum(balance)
+    starts = ends - np.asarray(balance)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.asarray(values, np.float64), starts)
+
+    inputs = np.concatenate([[profile.input_bytes], profile.output_bytes[ends[:-1] - 1]])
+    internal = total(profile.activation_bytes)
+    if profile.only_next is not None:
+        internal[:-1] -= profile.only_next[ends[:-1] - 1]
+    return StageCosts(
+        forward_s=total(profile.forward_s) * scale,
+        backward_s=total(profile.backward_s) * scale,
+        params=total(profile.params),
+        input_bytes=inputs * scale,
+        internal_bytes=internal * scale,
+        cut_bytes=profile.output_bytes[ends[:-1] - 1] * scale,
+    )
+
+
+def activation_memory(costs: StageCosts, schedule: PipelineSchedule) -> Float64[np.ndarray, " stages"]:
+    """Most bytes of activations that every stage keeps at any time of a step: inputs of all micro-batches under way, and the
+    internals of those that are not recomputed, or are just then.
+
+    Not counted: what a layer needs only while it runs, and buffers of tensors under way. O(stages micro-batches).
+
+    Raises:
+        ValueError: a schedule with another number of stages, or with several chunks a stage.
+    """
+    if schedule.stages != len(costs.params) or schedule.chunks != 1:
+        raise ValueError(
+            f"schedule has {schedule.stages} stages of {schedule.chunks} chunks, costs {len(costs.params)}"
+        )
+    peaks = np.zeros(schedule.stages)
+    for k in range(schedule.stages):
+        actions = list(schedule.actions(k))
+        again = {a.micro_batch for a in actions if a.kind == "R"}
+        now = 0.0
+        for kind, m, _ in actions:
+            if kind == "F":
+                now += costs.input_bytes[k] + (0.0 if m in again else costs.internal_bytes[k])
+            elif kind == "R":
+                now += costs.internal_bytes[k]
+            else:
+                peaks[k] = max(peaks[k], now)
+                now -= costs.input_bytes[k] + costs.internal_bytes[k]
+            peaks[k] = max(peaks[k], now)
+    return peaks
+
+
+def stage_memory(
+    costs: StageCosts, schedule: PipelineSchedule, *, bytes_per_parameter: float = 16.0
+) -> Float64[np.ndarray, " stages"]:
+    """Bytes of every stage: parameters with gradients and optimizer state, and activations.
+
+    Args:
+        bytes_per_parameter: 16 for Adam in float32 (weight, gradient, two moments); the paper counts 12 with RMSProp.
+
+    Raises:
+        ValueError: as :func:`activation_memory`.
+    """
+    return costs.params * bytes_per_parameter + activation_memory(costs, schedule)
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """A way to train on some devices, and what it is predicted to take.
+
+    Attributes:
+        stages, replicas: devices are ``stages x replicas``; every replica is a pipeline with its share of the mini-batch.
+        micro_batches: of a replica.
+        balance: layers of every stage.
+        step_s: of the mini-batch, averaging gradients over replicas included.
+        memory_bytes: of every stage.
+        bubble_fraction: share of time in which devices idle.
+    """
+
+    stages: int
+    replicas: int
+    micro_batches: int
+    schedule: str
+    checkpoint: str
+    balance: tuple[int, ...]
+    step_s: float
+    memory_bytes: tuple[float, ...]
+    bubble_fraction: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def predict_step(
+    profile: LayerProfile,
+    balance: Sequence[int],
+    schedule: PipelineSchedule,
+    *,
+    samples: int,
+    bandwidth_bytes_per_s: float = float("inf"),
+    latency_s: float = 0.0,
+) -> PipelineTimeline:
+    """The simulated step of a mini-batch of ``samples`` samples."""
+    costs = stage_costs(profile, balance, samples=samples / schedule.micro_batches)
+    send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if len(balance) > 1 else 0.0
+    return simulate_pipeline(schedule, costs.forward_s, costs.backward_s, recompute_s=costs.forward_s, send_s=send)
+
+
+def plan_pipeline(
+    profile: LayerProfile,
+    *,
+    devices: int,
+    memory_bytes: float,
+    bandwidth_bytes_per_s: float,
+    batch: int,
+    bytes_per_parameter: float = 16.0,
+    gradient_bytes: float = 4.0,
+    latency_s: float = 0.0,
+    overhead_s: float = 0.0,
+) -> list[PipelinePlan]:
+    """All ways that fit, fastest first: stages, replicas, micro-batches, schedule and recomputation.
+
+    For every number of stages the layers are cut so that the slowest stage, its sends included, is as fast as possible, under
+    the cap on parameters; what the activations need is checked after that. Exact for the given costs; times are taken to be
+    proportional to samples, plus ``overhead_s``. O(devices log(batch)) simulations.
+
+    Args:
+        devices: at most so many are used.
+        memory_bytes: of each.
+        bandwidth_bytes_per_s: between neighbours, one way, and of a ring between replicas.
+        batch: samples of a mini-batch, of all replicas.
+        gradient_bytes: of a gradient's element, for averaging over replicas.
+        overhead_s: of every forward and backward of a micro-batch on a stage, whatever its size.
+
+    Raises:
+        ValueError: numbers that are not positive, or nothing that fits the memory.
+    """
+    for name, value in (
+        ("devices", devices), ("memory_bytes", memory_bytes), ("bandwidth_bytes_per_s", bandwidth_bytes_per_s),
+        ("batch", batch), ("bytes_per_parameter", bytes_per_parameter),
+    ):  # fmt: skip
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    found: list[PipelinePlan] = []
+    least = float("inf")
+    for stages in range(1, min(devices, profile.layers) + 1):
+        for replicas in range(1, devices // stages + 1):
+            if batch % replicas or (replicas > 1 and devices // stages // replicas > 1):
+                continue  # equal shares; and no more devices idle than must
+            samples = batch // replicas
+            for micro_batches in _choices(samples):
+                try:
+                    cut = _cut(
+                        profile,
+                        stages,
+                        samples / micro_batches,
+                        memory_bytes,
+                        bandwidth_bytes_per_s,
+                        bytes_per_parameter,
+                    )
+                except ValueError:
+                    break  # the parameters alone do not fit
+                costs = stage_costs(profile, cut, samples=samples / micro_batches)
+                send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if stages > 1 else 0.0
+                for name in _SCHEDULES if stages > 1 else _SCHEDULES[:1]:
+                    for checkpoint in _CHECKPOINTS:
+                        schedule = named_schedule(name, stages, micro_batches, checkpoint)
+                        memory = stage_memory(costs, schedule, bytes_per_parameter=bytes_per_parameter)
+                        least = min(least, float(memory.max()))
+                        if memory.max() > memory_bytes:
+                            continue
+                        forward, backward = costs.forward_s + overhead_s, costs.backward_s + overhead_s
+                        timeline = simulate_pipeline(schedule, forward, backward, recompute_s=forward, send_s=send)
+                        share = 2 * (replicas - 1) / replicas * gradient_bytes / bandwidth_bytes_per_s
+                        step = timeline.step_s + share * float(costs.params.max())
+                        found.append(
+                            PipelinePlan(
+                                stages, replicas, micro_batches, name, checkpoint, tuple(cut), step,
+                                tuple(float(b) for b in memory), timeline.bubble_fraction,
+                            )
+                        )  # fmt: skip
+    if not found:
+        hint = f"the smallest stage found needs {least:.4g}" if np.isfinite(least) else "the parameters alone need more"
+        raise ValueError(f"memory_bytes={memory_bytes:.4g}: nothing fits on {devices} devices; {hint}")
+    order = {name: i for i, name in enumerate(_CHECKPOINTS)}
+    return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, order[p.checkpoint]))
+
+
+def variance_balance(costs: Sequence[float] | np.ndarray, stages: int) -> list[int]:
+    """The paper's objective, least variance of the stages' costs, exactly (dynamic programme, O(stages n^2)).
+
+    With the sum given, least variance is the least sum of squares. Its largest stage is never smaller than that of
+    ``simulation.balance``, which minimizes it.
+
+    Raises:
+        ValueError: more stages than layers.
+    """
+    values = np.asarray(costs, np.float64)
+    n = len(values)
+    if not 1 <= stages <= n:
+        raise ValueError(f"stages must be between 1 and the number of layers, {n}, got {stages}")
+    prefix = np.concatenate([[0.0], np.cumsum(values)])
+    squares = (prefix[None, :] - prefix[:, None]) ** 2
+    squares[np.tril_indices(n + 1)] = np.inf
+    best, choices = squares[0].copy(), []
+    for _ in range(1, stages):
+        total = best[:, None] + squares
+        choices.append(total.argmin(0))
+        best = total.min(0)
+    ends = [n]
+    for choice in reversed(choices):
+        ends.append(int(choice[ends[-1]]))
+    return np.diff([0, *ends[::-1]]).tolist()
+
+
+def most_layers(
+    profile_of: Callable[[int], LayerProfile],
+    *,
+    stages: int,
+    micro_batches: int,
+    checkpoint: str,
+    samples: int,
+    memory_bytes: float,
+    bytes_per_parameter: float = 16.0,
+    most: int = 1 << 14,
+) -> int:
+    """The deepest model that fits: the largest n for which a GPipe of ``profile_of(n)`` keeps every stage within its memory.
+
+    Layers are cut so that the stage with most parameters has as few as possible. O(log most) partitions.
+
+    Args:
+        profile_of: costs of the model of n layers (or blocks), n >= 1; memory must grow with n.
+        samples: of the mini-batch.
+
+    Returns:
+        0 if not even one layer fits.
+    """
+    schedule = named_schedule("gpipe", stages, micro_batches, checkpoint)
+
+    def fits(n: int) -> bool:
+        profile = profile_of(n)
+        if profile.layers < stages:
+            return True
+        cut = balanced(profile.params, stages)
+        costs = stage_costs(profile, cut, samples=samples / micro_batches)
+        return float(stage_memory(costs, schedule, bytes_per_parameter=bytes_per_parameter).max()) <= memory_bytes
+
+    good, bad = 0, 1
+    while bad <= most and fits(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def _choices(samples: int) -> list[int]:
+    """Numbers of micro-batches worth trying: powers of two that divide the samples equally, and one sample each."""
+    powers = [2**i for i in range(samples.bit_length()) if samples % 2**i == 0]
+    return sorted({*powers, samples} if samples <= 4096 else powers)
+
+
+def _cut(
+    profile: LayerProfile, stages: int, samples: float, memory: float, bandwidth: float, bytes_per_parameter: float
+) -> list[int]:
+    scale = samples / profile.samples
+    sends = 2 * profile.output_bytes[:-1] * scale / bandwidth  # forward the activations, backward their gradients
+    return balanced(
+        (profile.forward_s + profile.backward_s) * scale,
+        stages,
+        cut_costs=sends if len(sends) else None,
+        memory=profile.params * bytes_per_parameter,
+        memory_cap=memory,
+    )

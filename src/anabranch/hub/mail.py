@@ -1,0 +1,175 @@
+"""Mail out: over SMTP where it is configured, else as ``.eml`` files in a folder."""
+
+from __future__ import annotations
+
+import email.policy
+import os
+import smtplib
+import ssl
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from anabranch.lab import LabError
+from anabranch.lab.places import ensure, home
+from anabranch.lab.runs import write_atomically
+
+# A signed link is longer than a line of 78; folded it would become an encoded word, which mail programs do not follow.
+POLICY = email.policy.default.clone(max_line_length=900)
+Security = Literal["starttls", "ssl", "none"]
+
+
+class Refused(Exception):
+    """The server will never take this mail (5xx)."""
+
+
+class Unreached(Exception):
+    """The server could not be reached, or asks to come back later (4xx)."""
+
+
+@dataclass(frozen=True)
+class SmtpConfig:
+    """Where mail goes out.
+
+    Args:
+        security: "starttls", "ssl", or "none" for a server on this machine.
+        password_env: name of the environment variable that holds the password; the password itself is never in a file.
+        sender: the address in From.
+    """
+
+    host: str
+    port: int = 587
+    security: Security = "starttls"
+    user: str = ""
+    password_env: str = ""
+    sender: str = "anabranch@localhost"
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """``hub.toml`` in the data folder.
+
+    Args:
+        address: the page's address as readers reach it; links in mails begin with it.
+        smtp: where mail goes out; None writes files.
+    """
+
+    address: str = "http://localhost:8000"
+    smtp: SmtpConfig | None = None
+
+
+def load_config(path: Path | None = None) -> HubConfig:
+    """The configuration; defaults where there is no file.
+
+    Raises:
+        LabError: it cannot be read, or holds something else.
+    """
+    path = path or home() / "hub.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return HubConfig()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    server, smtp = dict(found.pop("server", {})), found.pop("smtp", None)
+    unknown = [*found, *(f"server.{key}" for key in server if key != "address")]
+    if unknown:
+        raise LabError(f"{path}: {', '.join(unknown)} is not known; expected server.address and the table smtp")
+    return HubConfig(server.get("address", HubConfig.address).rstrip("/"), _smtp(path, smtp) if smtp else None)
+
+
+def _smtp(path: Path, values: dict[str, Any]) -> SmtpConfig:
+    values = {("sender" if key == "from" else key): value for key, value in values.items()}
+    try:
+        config = SmtpConfig(**values)
+    except TypeError as error:
+        raise LabError(f"{path}: smtp: {error}; expected host, port, security, user, password_env and from") from error
+    if config.security not in ("starttls", "ssl", "none"):
+        raise LabError(f"{path}: smtp.security={config.security!r}: expected starttls, ssl or none")
+    if not isinstance(config.port, int) or not 0 < config.port < 65536:
+        raise LabError(f"{path}: smtp.port={config.port!r}: expected a port")
+    if config.user and config.password_env not in os.environ:
+        raise LabError(
+            f"{path}: smtp.password_env={config.password_env!r}: expected an environment variable that is set"
+        )
+    return config
+
+
+class Mailer(Protocol):
+    """Delivers messages."""
+
+    @property
+    def sender(self) -> str: ...
+
+    def send(self, message: EmailMessage) -> None:
+        """Deliver; returns once the receiver has it.
+
+        Raises:
+            Refused: never try again. Unreached: try later.
+        """
+        ...
+
+
+@dataclass
+class FolderMailer:
+    """Writes each message as a file, named by its Message-ID: sending one again replaces it by itself."""
+
+    folder: Path
+    sender: str = "anabranch@localhost"
+
+    def send(self, message: EmailMessage) -> None:
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(message["Message-ID"]).strip("<>"))
+        try:
+            write_atomically(ensure(self.folder, "mails") / f"{name}.eml", message.as_bytes())
+        except OSError as error:
+            raise Unreached(str(error)) from error
+
+
+@dataclass
+class SmtpMailer:
+    """One connection a message: few mails, and a broken one harms no other."""
+
+    config: SmtpConfig
+    timeout_s: float = 30.0
+
+    @property
+    def sender(self) -> str:
+        return self.config.sender
+
+    def send(self, message: EmailMessage) -> None:
+        try:
+            with self._connected() as server:
+                server.send_message(message)
+        except smtplib.SMTPRecipientsRefused as error:
+            code = max(code for code, _ in error.recipients.values())
+            raise (Refused if code >= 500 else Unreached)(f"{code}: the receiver was refused") from error
+        except smtplib.SMTPResponseException as error:
+            text = f"{error.smtp_code}: {error.smtp_error!r}"
+            # A refused login is a matter of our configuration, not of this mail.
+            permanent = error.smtp_code >= 500 and not isinstance(error, smtplib.SMTPAuthenticationError)
+            raise (Refused if permanent else Unreached)(text) from error
+        except (OSError, smtplib.SMTPException) as error:
+            raise Unreached(f"{type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[smtplib.SMTP]:
+        config, context = self.config, ssl.create_default_context()
+        if config.security == "ssl":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(config.host, config.port, timeout=self.timeout_s, context=context)
+        else:
+            server = smtplib.SMTP(config.host, config.port, timeout=self.timeout_s)
+        with server:
+            if config.security == "starttls":
+                server.starttls(context=context)
+            if config.user:
+                server.login(config.user, os.environ[config.password_env])
+            yield server
+
+
+def mailer_of(config: HubConfig) -> Mailer:
+    """Over SMTP where it is configured, else into ``mails`` in the data folder."""
+    return SmtpMailer(config.smtp) if config.smtp else FolderMailer(home() / "mails")

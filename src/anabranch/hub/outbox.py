@@ -1,0 +1,97 @@
+"""Mails that are to go out, each once: written down before they are sent, marked when the server has taken them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+
+from anabranch.hub.mail import POLICY, Mailer, Refused, Unreached
+
+_WAITS_MIN = (1, 4, 16, 64, 256)  # after the first, second, ... failure
+_TABLE = """
+CREATE TABLE IF NOT EXISTS outbox (
+    key TEXT PRIMARY KEY, message BLOB NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL, next_try TEXT NOT NULL,
+    reason TEXT NOT NULL
+)
+"""
+
+
+class Outbox:
+    """The queue of mails, in the catalogue's file.
+
+    A mail is marked as sent once the server's 250 is here. A sender that dies before that leaves it in the queue; one that
+    dies between the server's 250 and the mark sends it again, with the same Message-ID, by which receivers know it.
+
+    Args:
+        db: a connection in autocommit mode.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db, self._lock = db, threading.Lock()
+        with self._lock:
+            self._db.execute(_TABLE)
+
+    def put(self, key: str, message: EmailMessage, *, now: datetime | None = None) -> bool:
+        """Queue a mail; False where one with this key was queued before, sent or not."""
+        at = (now or datetime.now(UTC)).isoformat(timespec="seconds")
+        with self._lock:
+            done = self._db.execute(
+                "INSERT OR IGNORE INTO outbox VALUES (?, ?, 'queued', 0, ?, '')", (key, message.as_bytes(), at)
+            )
+            return done.rowcount == 1
+
+    def holds(self, key: str) -> bool:
+        with self._lock:
+            return self._db.execute("SELECT 1 FROM outbox WHERE key = ?", (key,)).fetchone() is not None
+
+    def states(self) -> dict[str, int]:
+        """Number of mails by state: queued, sent, refused."""
+        with self._lock:
+            return dict(self._db.execute("SELECT state, count(*) FROM outbox GROUP BY state").fetchall())
+
+    def send(
+        self, mailer: Mailer, *, now: datetime | None = None, said: Callable[[str], None] = lambda text: None
+    ) -> int:
+        """Send what is due, one after another; how many were taken. After a failure a mail waits 1, 4, 16, ... minutes; one
+        that is refused (5xx) is never tried again. Two senders on one file take turns."""
+        sent = 0
+        while (found := self._take(now or datetime.now(UTC))) is not None:
+            key, raw, attempts = found
+            message = message_from_bytes(raw, policy=POLICY)
+            try:
+                mailer.send(message)
+            except Refused as error:
+                self._mark(key, "refused", str(error))
+                said(f"{key}: refused, {error}")
+            except Unreached as error:
+                wait = timedelta(minutes=_WAITS_MIN[min(attempts, len(_WAITS_MIN) - 1)])
+                self._mark(key, "queued", str(error), (now or datetime.now(UTC)) + wait)
+                said(f"{key}: not reached, {error}; again in {wait}")
+            else:
+                self._mark(key, "sent", "")
+                sent += 1
+        return sent
+
+    def _take(self, now: datetime) -> tuple[str, bytes, int] | None:
+        """The next mail that is due. It is put five minutes ahead in the same step, so that a second sender leaves it alone,
+        and a sender that dies delays it by no more."""
+        at, later = (t.isoformat(timespec="seconds") for t in (now, now + timedelta(minutes=5)))
+        with self._lock:
+            row = self._db.execute(
+                "UPDATE outbox SET next_try = ?, attempts = attempts + 1 WHERE key = ("
+                "SELECT key FROM outbox WHERE state = 'queued' AND next_try <= ? ORDER BY next_try, key LIMIT 1) "
+                "RETURNING key, message, attempts - 1",
+                (later, at),
+            ).fetchone()
+        return tuple(row) if row else None
+
+    def _mark(self, key: str, state: str, reason: str, next_try: datetime | None = None) -> None:
+        with self._lock:
+            self._db.execute(
+                "UPDATE outbox SET state = ?, reason = ?, next_try = coalesce(?, next_try) WHERE key = ?",
+                (state, reason, next_try.isoformat(timespec="seconds") if next_try else None, key),
+            )

@@ -1,0 +1,194 @@
+"""Runs asked for from the page: a queue of run folders, a few workers, each run in a process of its own.
+
+The queue has no state but the run folders: a queued folder waits, one whose lock is held runs. So it goes on after a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anabranch.lab import LabError, Request, Run, find_run, list_runs, read_run
+from anabranch.lab.execution import header_for
+from anabranch.lab.executors import thread_limits
+from anabranch.lab.runs import RunFolder
+
+PAGE = "page"
+_WORKER = "import sys; from anabranch.hub.run_queue import work; work(sys.argv[1], sys.argv[2])"
+_KILL_AFTER_S = 10.0
+
+
+class RunQueue:
+    """Starts queued runs of the page, the oldest first.
+
+    Args:
+        workers: runs at once; with more than one their timing claims are refused, as they share the machine.
+        where: ``"here"``, or ``"ray"`` / ``"ray:ADDRESS"`` for a task on a cluster.
+        poll_s: how often it looks for work.
+    """
+
+    def __init__(self, workers: int = 1, *, where: str = "here", poll_s: float = 0.2) -> None:
+        if workers < 1:
+            raise ValueError(f"workers={workers}: expected at least 1")
+        self._workers, self._where, self._poll_s = workers, where, poll_s
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to work, with what an earlier server left in the queue."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._loop, name="run-queue", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, cancel: bool = False) -> None:
+        """Stop starting runs; what runs goes on by itself unless ``cancel``."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        if cancel:
+            for run_id in list(self._processes):
+                self.cancel(run_id)
+
+    def submit(
+        self,
+        slug: str,
+        scale: str,
+        *,
+        seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        resumes: str | None = None,
+    ) -> str:
+        """Put a run into the queue; gives its id.
+
+        Raises:
+            LabError: no such paper or scale, or settings that are not valid, before a folder is made.
+        """
+        request = Request(slug, scale, seed, dict(settings or {}), resumes=resumes)
+        header = {**header_for(request, executor=PAGE, shares_machine=self._workers > 1), "command": f"page: {slug}"}
+        with RunFolder.create(header, queued=True) as folder:
+            run_id = folder.folder.name
+        self._wake.set()
+        return run_id
+
+    def again(self, run_id: str) -> str:
+        """Queue a run that was interrupted, failed or cancelled once more, as it was.
+
+        Raises:
+            LabError: there is no such run, or it has not ended so.
+        """
+        run = find_run(run_id)
+        if run.state in ("queued", "running", "finished"):
+            raise LabError(f"run {run_id} is {run.state}: there is nothing to start again")
+        return self.submit(run.slug, run.scale, seed=run.seed, settings=run.header["overrides"], resumes=run.id)
+
+    def cancel(self, run_id: str) -> None:
+        """Take a run out of the queue, or end it as Ctrl-C would; what was measured is kept.
+
+        Raises:
+            LabError: there is no such run, or it has ended, or it was not started from the page.
+        """
+        run = find_run(run_id)
+        if run.header.get("executor") != PAGE:
+            raise LabError(f"run {run_id} was not started from the page: end it where it was started")
+        with self._lock:
+            if run.state == "queued":
+                with RunFolder.adopt(run.folder) as folder:
+                    folder.log.write("start", slug=run.slug, scale=run.scale, seed=run.seed, pid=os.getpid())
+                    folder.log.write("end", state="cancelled", error=None)
+                return
+        mine = self._processes.get(run.id)  # else an earlier server's, which the log names
+        pid = mine.pid if mine else next((e["pid"] for e in run.events if e["type"] == "start"), None)
+        if run.state != "running" or pid is None:
+            raise LabError(f"run {run_id} is {run.state}: there is nothing to cancel")
+        threading.Thread(target=_end, args=(run.folder, int(pid)), daemon=True).start()
+
+    def expected_seconds(self, slug: str, scale: str) -> float | None:
+        """The median time of finished runs of the paper at that scale; what the paper states where there are none."""
+        took = [run.elapsed_s for run in list_runs(slug) if run.scale == scale and run.state == "finished"]
+        if took:
+            return statistics.median(took)
+        from anabranch.lab import find_paper
+
+        return find_paper(slug).seconds.get(scale)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(OSError, LabError):  # one bad folder does not end the queue
+                self._step()
+            self._wake.wait(self._poll_s)
+            self._wake.clear()
+
+    def _step(self) -> None:
+        for run_id, process in list(self._processes.items()):
+            if process.poll() is not None:
+                del self._processes[run_id]
+        ours = [run for run in list_runs() if run.header.get("executor") == PAGE]
+        running = {run.id for run in ours if run.state == "running"} | set(self._processes)
+        for run in ours:
+            if len(running) >= self._workers:
+                return
+            if run.state == "queued" and run.id not in running:
+                with self._lock:
+                    if read_run(run.folder).state == "queued":
+                        self._processes[run.id] = _spawn(run.folder, self._where, self._workers)
+                running.add(run.id)
+
+
+def _spawn(folder: Path, where: str, workers: int) -> subprocess.Popen[bytes]:
+    from anabranch.lab.environment import cores
+
+    limits = thread_limits(max(1, cores() // workers))
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(folder), where],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **{name: os.environ.get(name, value) for name, value in limits.items()}},
+        )  # fmt: skip
+
+
+def work(folder: str, where: str) -> None:
+    """What a worker's process does."""
+    from anabranch.lab.execution import execute_queued
+
+    if where == "here":
+        with contextlib.suppress(KeyboardInterrupt):  # cancelled; the run's folder says so
+            execute_queued(Path(folder))
+        return
+    from anabranch.lab.executors import executor_named
+    from anabranch.lab.ray_executor import RayCluster
+
+    cluster = executor_named(where)
+    if not isinstance(cluster, RayCluster):
+        raise LabError(f"{where}: runs of the page go here or to ray")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the task is cancelled on the way out
+    with contextlib.suppress(KeyboardInterrupt):
+        cluster.run_queued(Path(folder))
+
+
+def _end(folder: Path, pid: int) -> None:
+    """SIGTERM to the run's process group, SIGKILL when it does not listen."""
+    deadline = time.monotonic() + _KILL_AFTER_S
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            if read_run(folder).state != "running":
+                return
+            time.sleep(0.1)
+        os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+
+def page_runs() -> list[Run]:
+    """Runs that were started from the page, oldest first."""
+    return [run for run in list_runs() if run.header.get("executor") == PAGE]

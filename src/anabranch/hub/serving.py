@@ -1,0 +1,86 @@
+"""Starts the page."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import webbrowser
+from collections.abc import Callable
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from anabranch.lab import LabError
+
+if TYPE_CHECKING:
+    from anabranch.hub.site import Site
+
+
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    on: str = "here",
+    names: tuple[str, ...] = (),
+    open_browser: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until Ctrl-C. On the loopback it asks for nothing; elsewhere for a token, which is said once.
+
+    Args:
+        names: further host names under which it answers (behind a proxy).
+        on: where runs go: ``here``, ``ray`` or ``ray:ADDRESS``.
+
+    Raises:
+        LabError: the port is taken, the extra is not installed, or ``on`` is no such place.
+    """
+    try:
+        import uvicorn
+
+        from anabranch.hub.run_queue import RunQueue
+        from anabranch.hub.site import Site
+        from anabranch.hub.web import create_app
+        from anabranch.hub.web.safety import LOOPBACK, is_loopback
+    except ModuleNotFoundError as error:
+        raise LabError(f"the page needs {error.name}: pip install 'anabranch[hub]'") from error
+    if on != "here" and on.partition(":")[0] != "ray":
+        raise LabError(f"--on {on}: runs of the page go here, or to ray, ray:N or ray:ADDRESS")
+    token = None if is_loopback(host) else secrets.token_urlsafe(24)
+    listener = _listen(host, port)
+    port = listener.getsockname()[1]
+    hosts = LOOPBACK | {host, *names} | ({"*"} if host in ("0.0.0.0", "::") and not names else set())
+    site = Site()
+    app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts))
+    shown = f"http://{'localhost' if is_loopback(host) else host}:{port}/" + (f"?token={token}" if token else "")
+    say(f"anabranch is at {shown}  (Ctrl-C ends it)")
+    Thread(target=_warm, args=(site,), daemon=True).start()
+    if open_browser:
+        Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=10, limit_concurrency=4000, backlog=2048,
+        timeout_graceful_shutdown=2, h11_max_incomplete_event_size=32 * 1024,
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        site.close()
+
+
+def _warm(site: Site) -> None:
+    """What the first page needs, read before anybody asks."""
+    site.known()
+    site.results()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)  # who comes before the server is up waits
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise LabError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+    return listener

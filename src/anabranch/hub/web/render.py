@@ -1,0 +1,66 @@
+"""Templates: every value is escaped, every page has the same frame."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from anabranch.lab.verdicts import format_number
+
+_FOLDER = Path(__file__).parent / "templates"
+TABS = (
+    ("/", "Runs here"),
+    ("/papers/date", "Day"),
+    ("/papers/week", "Week"),
+    ("/papers/month", "Month"),
+    ("/papers/trending", "Trending"),
+    ("/papers", "All"),
+)
+
+
+class Renderer:
+    """Renders templates of the folder; undefined names are errors."""
+
+    def __init__(self) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self._environment.filters.update(
+            number=lambda v: format_number(v) if isinstance(v, int | float) else str(v),
+            day=_day,
+            seconds=_seconds,
+            chip=_chip,
+        )
+
+    def __call__(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        return HTMLResponse(self.text(request, name, status=status, **values), status)
+
+    def text(self, request: Request, name: str, **values: Any) -> str:
+        path = request.url.path
+        return self._environment.get_template(name).render(
+            csrf=request.scope["csrf"], path=path, tabs=TABS, query=values.pop("query", ""), **values
+        )
+
+
+def _day(value: date | datetime | None) -> str:
+    return f"{value.day} {value:%B %Y}" if value else ""
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _chip(outcome: str) -> str:
+    """The CSS class of a verdict or a state."""
+    return re.sub("[^a-z]+", "-", outcome.lower())

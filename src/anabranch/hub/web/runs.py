@@ -1,0 +1,189 @@
+"""Pages of runs: start one, watch it, cancel it, start it again, compare two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from anabranch.hub.run_queue import PAGE
+from anabranch.hub.web.context import context_of
+from anabranch.hub.web.pages import checked_form
+from anabranch.lab import LabError, Run, find_run, list_runs
+from anabranch.lab.compare import compare_runs
+from anabranch.lab.discover import find_paper
+from anabranch.lab.events import to_jsonable
+from anabranch.lab.report import claims_of_run, curve_of, render_report, reproduce_command
+
+_SHOWN = {
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".csv": "text/csv",
+    ".txt": "text/plain",
+    ".json": "application/json",
+}
+_LOG_TAIL_BYTES = 20_000
+
+
+def index(request: Request) -> Response:
+    runs = list_runs()[::-1]
+    number = sum(run.state in ("queued", "running") for run in runs)
+    return context_of(request).render(request, "runs.html.j2", runs=runs[:100], active=number, title="Runs")
+
+
+async def start(request: Request) -> Response:
+    """Queue a run of a catalogue paper; settings come as ``set.NAME`` fields and are validated before anything is made."""
+    context, form = context_of(request), await checked_form(request)
+    seed = form.get("seed", "0")
+    if not seed.isdigit():
+        raise HTTPException(400, f"seed={seed!r}: expected a whole number of 0 or more")
+    settings = {name.removeprefix("set."): value for name, value in form.items() if name.startswith("set.") and value}
+    run_id = await run_in_threadpool(
+        context.queue.submit, form.get("slug", ""), form.get("scale", "smoke"), seed=int(seed), settings=settings
+    )
+    return RedirectResponse(f"/runs/{run_id}", 303)
+
+
+async def cancel(request: Request) -> Response:
+    context = context_of(request)
+    await checked_form(request)
+    await run_in_threadpool(context.queue.cancel, _run(request).id)
+    return RedirectResponse(f"/runs/{request.path_params['run']}", 303)
+
+
+async def again(request: Request) -> Response:
+    context = context_of(request)
+    await checked_form(request)
+    run_id = await run_in_threadpool(context.queue.again, _run(request).id)
+    return RedirectResponse(f"/runs/{run_id}", 303)
+
+
+def show(request: Request) -> Response:
+    """A run as it stands; the script goes on from its last line."""
+    context, run = context_of(request), _run(request)
+    paper = find_paper(run.slug)
+    expected = context.queue.expected_seconds(run.slug, run.scale)
+    others = [other for other in list_runs(run.slug)[::-1] if other.id != run.id and other.state == "finished"][:8]
+    return context.render(
+        request, "run.html.j2", run=run, paper=paper, expected=expected, claims=claims_of_run(paper, run),
+        curves=[curve_of(name, points) for name, points in run.series.items()], command=reproduce_command(run),
+        log=_log_tail(run.folder), last=run.events[-1]["n"] if run.events else -1, others=others,
+        ours=run.header.get("executor") == PAGE, title=f"{run.slug} - run", artefacts=_artefacts(run),
+        position=_position(run),
+    )  # fmt: skip
+
+
+def report(request: Request) -> Response:
+    """The run's report, which carries its own styles."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return Response(
+        render_report(_run(request)), media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
+    )
+
+
+def artefact(request: Request) -> Response:
+    """A file of the run's ``artefacts`` folder, and of no other."""
+    run = _run(request)
+    root = (run.folder / "artefacts").resolve()
+    path = (root / request.path_params["name"]).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise HTTPException(404, "That file is not in the run's folder.")
+    kind = _SHOWN.get(path.suffix)
+    headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+    if kind is None:
+        headers["content-disposition"] = "attachment"
+    return FileResponse(path, media_type=kind or "application/octet-stream", headers=headers)
+
+
+async def events(request: Request) -> Response:
+    """The run's log as server-sent events, from ``Last-Event-ID`` or ``?after=`` on."""
+    run = await run_in_threadpool(_run, request)
+    given = request.headers.get("last-event-id") or request.query_params.get("after", "-1")
+    try:
+        after = int(given)
+    except ValueError:
+        raise HTTPException(400, f"after={given!r}: expected the number of an event") from None
+    return StreamingResponse(
+        context_of(request).tails.follow(run.folder, after),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+def compare(request: Request) -> Response:
+    """``/compare?runs=a,b``: two runs side by side."""
+    names = [name for name in request.query_params.get("runs", "").split(",") if name]
+    if len(names) != 2:
+        raise HTTPException(400, "Name two runs: /compare?runs=FIRST,SECOND")
+    first, second = (_found(name) for name in names)
+    return context_of(request).render(request, "compare.html.j2", found=compare_runs(first, second), title="Two runs")
+
+
+def api_runs(request: Request) -> Response:
+    slug = request.query_params.get("slug")
+    return JSONResponse(to_jsonable([{**run.as_dict(), "folder": run.id} for run in list_runs(slug)[::-1][:100]]))
+
+
+def api_run(request: Request) -> Response:
+    run = _run(request)
+    return JSONResponse(to_jsonable({**run.as_dict(), "folder": run.id, "events": run.events}))
+
+
+def _context(request: Request) -> Any:
+    return request.app.state.context
+
+
+def _run(request: Request) -> Run:
+    return _found(request.path_params["run"])
+
+
+def _found(name: str) -> Run:
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise HTTPException(404, "There is no such run.")
+    try:
+        return find_run(name)
+    except LabError as error:
+        raise HTTPException(404, f"There is no run {name!r}.") from error
+
+
+def _position(run: Run) -> int:
+    """How many runs of the page are before a queued one."""
+    if run.state != "queued":
+        return 0
+    return sum(
+        r.state in ("queued", "running") and r.header.get("executor") == PAGE and r.id < run.id for r in list_runs()
+    )
+
+
+def _artefacts(run: Run) -> list[tuple[str, int]]:
+    root = run.folder / "artefacts"
+    return sorted((str(p.relative_to(root)), p.stat().st_size) for p in root.rglob("*") if p.is_file())
+
+
+def _log_tail(folder: Path) -> str:
+    path = folder / "log.txt"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+        return log.read().decode("utf-8", "replace")
+
+
+ROUTES = [
+    Route("/runs", index),
+    Route("/runs", start, methods=["POST"]),
+    Route("/runs/{run}", show),
+    Route("/runs/{run}/cancel", cancel, methods=["POST"]),
+    Route("/runs/{run}/again", again, methods=["POST"]),
+    Route("/runs/{run}/report", report),
+    Route("/runs/{run}/artefacts/{name:path}", artefact),
+    Route("/compare", compare),
+    Route("/api/runs", api_runs),
+    Route("/api/runs/{run}", api_run),
+    Route("/api/runs/{run}/events", events),
+]

@@ -1,0 +1,88 @@
+"""``anabranch distributed plan`` through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anabranch.distributed.commands import parse_quantity, read_model
+from support import CommandLine
+
+CONFIG = {
+    "num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+PROFILE = "name,forward_s,backward_s,params,activation_bytes,output_bytes\n" + "".join(
+    f"layer{i},0.01,0.02,1e6,5e6,1e5\n" for i in range(8)
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIG))
+    return file
+
+
+def test_plan_of_a_model(anabranch: CommandLine, config: Path) -> None:
+    options = ("--devices", "4", "--memory", "4GB", "--bandwidth", "12GB/s", "--batch", "32")
+    done = anabranch("distributed", "plan", "--model", str(config), *options, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["layers"] == 32
+    best = found["plans"][0]
+    assert sum(best["balance"]) == 32
+    assert max(best["memory_bytes"]) <= 4e9
+    assert best["stages"] * best["replicas"] == 4
+    assert [p["step_s"] for p in found["plans"]] == sorted(p["step_s"] for p in found["plans"])
+
+
+def test_plan_of_a_profile_as_a_table(anabranch: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "layers.csv"
+    file.write_text(PROFILE)
+    options = ("--devices", "2", "--memory", "90MB", "--bandwidth", "1GB/s", "--batch", "16")
+    done = anabranch("distributed", "plan", "--profile", str(file), *options)
+    assert done.returncode == 0, done.stderr
+    assert "8 layers, 8,000,000 parameters" in done.stdout
+    assert "balance   4 4 layers" in done.stdout  # 128 MB of parameters and optimizer do not fit on one
+    assert "one device does not hold the model" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_bad_input_is_one_line(anabranch: CommandLine, tmp_path: Path) -> None:
+    done = anabranch("distributed", "plan")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "anabranch: error: give exactly one of --model, --profile, got none\n"
+    file = tmp_path / "layers.csv"
+    file.write_text(PROFILE)
+    done = anabranch("distributed", "plan", "--profile", str(file), "--devices", "2", "--memory", "1MB")
+    assert done.returncode == 2
+    assert "nothing fits on 2 devices" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [("16GB", "B", 16e9), ("16GiB", "B", 16 * 2**30), ("12 GB/s", "B/s", 12e9), ("100TFLOP/s", "FLOP/s", 1e14), ("5B", "B", 5.0)],
+)  # fmt: skip
+def test_quantities(text: str, unit: str, value: float) -> None:
+    assert parse_quantity("x", text, unit) == value
+
+
+@pytest.mark.parametrize("text", ["", "16", "16G", "-4GB", "lots", "nanB", "0GB", "4iB", "16GB/h"])
+def test_wrong_quantities(text: str) -> None:
+    with pytest.raises(ValueError, match="memory must be a number above 0 with the unit B"):
+        parse_quantity("memory", text, "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "expected an object"), ("{", "line 1, column 2"), ("{}", "config must have num_hidden")],
+)
+def test_wrong_models(tmp_path: Path, text: str, message: Any) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_model(file, 16, 1e12)

@@ -1,0 +1,182 @@
+"""Profiles, memory and plans: against what autograd really keeps, brute force and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from anabranch.distributed import (
+    LayerProfile,
+    LocalPipeline,
+    activation_memory,
+    fill_drain,
+    most_layers,
+    plan_pipeline,
+    predict_step,
+    profile_layers,
+    profile_transformer,
+    residual_network_layers,
+    stage_costs,
+    stage_memory,
+    variance_balance,
+    vision_transformer_layers,
+)
+from anabranch.simulation import SMOLLM2_135M, balance
+
+cross_entropy = nn.functional.cross_entropy
+
+
+def example(**changes: Any) -> LayerProfile:
+    columns = {
+        "forward_s": [0.0, 1.0, 1.0, 1.0, 1.0, 0.5],
+        "backward_s": [0.0, 2.0, 2.0, 2.0, 2.0, 1.0],
+        "params": [10.0, 4.0, 4.0, 4.0, 4.0, 10.0],
+        "activation_bytes": [1.0, 9.0, 9.0, 9.0, 9.0, 3.0],
+        "output_bytes": [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+    } | changes
+    return LayerProfile(tuple("abcdef"), *(np.array(c) for c in columns.values()), input_bytes=1.0)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "residual"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("checkpoint", ["never", "except_last", "always"])
+def test_memory_is_what_autograd_keeps(kind: str, schedule: str, checkpoint: str) -> None:
+    torch.manual_seed(0)
+    if kind == "transformer":
+        layers, cut = vision_transformer_layers(blocks=4, width=32), [3, 3]
+    else:
+        layers, cut = residual_network_layers(blocks=4, width=8), [2, 2, 2]
+    x, y = torch.randn(24, 1, 28, 28), torch.arange(24) % 10
+    pipeline = LocalPipeline(layers, cut, micro_batches=6, schedule=schedule, checkpoint=checkpoint)
+    measured = pipeline.kept_bytes(x, y, cross_entropy)
+    assert all(p.grad is None for p in pipeline.parameters())
+    flat = [layer for modules in pipeline.modules for layer in modules]
+    profile = profile_layers(flat, x[:4], target=y[:4], loss_fn=cross_entropy, repeats=1)
+    predicted = activation_memory(stage_costs(profile, cut), pipeline.schedule)
+    first, *others = zip(measured, predicted, strict=True)
+    for own, told in others:
+        assert told == pytest.approx(own, rel=0.02)
+    # The first stage reads views of the whole mini-batch, which is there for as long as the step.
+    assert first[1] == pytest.approx(first[0], rel=0.02, abs=x.numel() * 4)
+
+
+def test_profiles_of_layers() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)]
+    x = torch.randn(5, 4)
+    found = profile_layers(layers, x, repeats=2)
+    assert found.names == ("0 Linear", "1 ReLU", "2 Linear")
+    assert found.params.tolist() == [40, 0, 27]
+    assert found.output_bytes.tolist() == [5 * 8 * 4, 5 * 8 * 4, 5 * 3 * 4]
+    assert found.input_bytes == 5 * 4 * 4
+    assert found.activation_bytes.tolist() == [
+        0,
+        5 * 8 * 4,
+        0,
+    ]  # only the result of ReLU, for itself and the layer after
+    assert found.samples == 5
+    assert (found.forward_s > 0).all()
+    assert all(p.grad is None for layer in layers for p in layer.parameters())
+    with pytest.raises(ValueError, match="layers must not be empty"):
+        profile_layers([], x)
+
+
+def test_profiles_as_files(tmp_path: Any) -> None:
+    file = tmp_path / "layers.csv"
+    example().to_csv(file)
+    again = LayerProfile.from_csv(file, input_bytes=1.0)
+    assert again.names == example().names
+    assert np.array_equal(again.backward_s, example().backward_s)
+    for text, message in [
+        ("name,forward\n", "line 1: header must be name,forward_s"),
+        ("name,forward_s,backward_s,params,activation_bytes,output_bytes\na,1,2\n", "line 2: expected 6 fields, got 3"),
+        ("name,forward_s,backward_s,params,activation_bytes,output_bytes\na,1,2,3,4,x\n", "line 2: expected numbers"),
+        ("name,forward_s,backward_s,params,activation_bytes,output_bytes\na,1,2,3,4,-5\n", "finite and >= 0"),
+        ("name,forward_s,backward_s,params,activation_bytes,output_bytes\n", "no layers"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            LayerProfile.from_csv(file)
+    with pytest.raises(ValueError, match="params must be finite and >= 0"):
+        example(params=[-1.0] * 6)
+
+
+def test_a_transformer_by_its_shape() -> None:
+    found = profile_transformer(SMOLLM2_135M, sequence=512, flops_per_s=1e12)
+    assert found.params.sum() == SMOLLM2_135M.parameters + 49152 * 576  # embedding and head, each on its own
+    assert found.layers == 32
+    matrices = 2 * 512 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536) + 2 * 512**2 * 576
+    assert found.forward_s[1] == pytest.approx(matrices / 1e12)
+    with pytest.raises(ValueError, match="sequence must be > 0"):
+        profile_transformer(SMOLLM2_135M, sequence=0, flops_per_s=1.0)
+
+
+def test_the_best_cut_is_never_worse_than_the_paper_s_objective() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        n, stages = int(generator.integers(2, 11)), int(generator.integers(1, 5))
+        stages, costs = min(n, stages), generator.integers(1, 30, n).astype(float)
+        cut = variance_balance(costs, stages)
+        squares = [
+            sum(costs[a:b].sum() ** 2 for a, b in itertools.pairwise((0, *ends, n)))
+            for ends in itertools.combinations(range(1, n), stages - 1)
+        ]
+        sums = np.add.reduceat(costs, np.cumsum([0, *cut[:-1]]))
+        assert (sums**2).sum() == min(squares)
+        best = np.add.reduceat(costs, np.cumsum([0, *balance(costs, stages)[:-1]]))
+        assert best.max() <= sums.max()
+
+
+def test_plans_are_the_best_of_what_they_may_be() -> None:
+    plans = plan_pipeline(
+        example(), devices=4, memory_bytes=1e4, bandwidth_bytes_per_s=1e9, batch=8, bytes_per_parameter=16.0
+    )
+    assert [p.step_s for p in plans] == sorted(p.step_s for p in plans)
+    best = plans[0]
+    assert best.replicas == 4  # nothing is as fast as four whole copies when they fit and links are fast
+    for made in plans:
+        assert sum(made.balance) == 6
+        assert max(made.memory_bytes) <= 1e4
+        assert made.stages * made.replicas <= 4
+    tight = plan_pipeline(example(), devices=4, memory_bytes=420.0, bandwidth_bytes_per_s=1e9, batch=8)
+    assert {p.stages for p in tight} <= {2, 3, 4}  # the parameters need 576 bytes
+    one = tight[0]
+    costs = stage_costs(example(), one.balance, samples=8 / one.micro_batches / one.replicas)
+    assert len(costs.params) == one.stages
+    with pytest.raises(ValueError, match="nothing fits on 1 devices"):
+        plan_pipeline(example(), devices=1, memory_bytes=420.0, bandwidth_bytes_per_s=1e9, batch=8)
+    with pytest.raises(ValueError, match="devices must be > 0, got 0"):
+        plan_pipeline(example(), devices=0, memory_bytes=1.0, bandwidth_bytes_per_s=1.0, batch=1)
+
+
+def test_steps_and_memory_by_hand() -> None:
+    even = example(forward_s=[1.0] * 6, backward_s=[2.0] * 6)
+    schedule = fill_drain(2, 4, checkpoint="never")
+    assert predict_step(even, [3, 3], schedule, samples=4).step_s == pytest.approx((4 + 1) * 9)
+    slow = predict_step(even, [3, 3], schedule, samples=4, bandwidth_bytes_per_s=0.5)
+    assert slow.step_s == pytest.approx((4 + 1) * 9 + 2 * 2)  # one byte there and one back, of the first and the last
+    costs = stage_costs(even, [3, 3])
+    assert activation_memory(costs, schedule).tolist() == [4 * (1 + 19), 4 * (1 + 21)]
+    assert activation_memory(costs, fill_drain(2, 4, checkpoint="always")).tolist() == [4 + 19, 4 + 21]
+    assert stage_memory(costs, schedule, bytes_per_parameter=2.0).tolist() == [80 + 36, 88 + 36]
+    with pytest.raises(ValueError, match=r"balance=\[3, 2\]: expected numbers >= 1 that sum to 6"):
+        stage_costs(even, [3, 2])
+    with pytest.raises(ValueError, match="schedule has 3 stages"):
+        activation_memory(costs, fill_drain(3, 4))
+
+
+def test_the_deepest_model_that_fits() -> None:
+    def deep(n: int) -> LayerProfile:
+        ones = np.ones(n)
+        return LayerProfile(tuple(map(str, range(n))), ones, ones, ones, ones, ones)
+
+    options: dict[str, Any] = {"memory_bytes": 100.0, "samples": 1, "bytes_per_parameter": 9.0}
+    assert most_layers(deep, stages=1, micro_batches=1, checkpoint="never", **options) == 10
+    two = most_layers(deep, stages=2, micro_batches=1, checkpoint="never", **options)
+    assert two == 19  # the second stage has an input to keep besides its ten layers of 10
+    assert most_layers(deep, stages=1, micro_batches=1, checkpoint="never", **{**options, "memory_bytes": 5.0}) == 0

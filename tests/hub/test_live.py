@@ -1,0 +1,220 @@
+"""Server-sent events: every listener gets every event once, whatever happens to its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra hub is not installed")
+from anabranch.hub.run_queue import RunQueue
+from anabranch.hub.web.live import Tails
+from anabranch.lab.runs import RunFolder, list_runs, read_run
+
+from .page_server import Browser, page_server
+
+HEADER = {
+    "slug": "udc",
+    "scale": "smoke",
+    "seed": 0,
+    "settings": {},
+    "overrides": {},
+    "device": "cpu",
+    "environment": {},
+}
+
+
+def numbers(raw: bytes) -> list[int]:
+    return [int(line[4:]) for line in raw.split(b"\n") if line.startswith(b"id: ")]
+
+
+def test_twenty_disconnects_lose_and_repeat_nothing(home: Path) -> None:
+    """10,000 events, written while they are read; the connection is cut at random places and taken up again."""
+    chance = random.Random(0)
+    with RunFolder.create(HEADER) as folder:
+
+        def write() -> None:
+            for i in range(10_000):
+                folder.log.write("series", name="a", x=i, values={"y": i})
+            folder.log.write("end", state="finished", error=None)
+
+        writer = threading.Thread(target=write)
+
+        async def listen() -> list[int]:
+            tails, seen, cuts = Tails(), [], 0
+            writer.start()
+            while True:
+                stop_after = chance.randint(50, 900) if cuts < 20 else 10**9
+                stream = tails.follow(folder.folder, seen[-1] if seen else -1)
+                async for piece in stream:
+                    seen += numbers(piece)
+                    if len(seen) % 10_002 >= stop_after + (cuts * 450):
+                        break
+                else:
+                    return seen
+                await stream.aclose()
+                cuts += 1
+
+        seen = asyncio.run(listen())
+        writer.join()
+    assert seen == list(range(10_002))  # the 10,000, the end, and the word that it is over
+
+
+def test_a_thousand_listeners_at_once(home: Path) -> None:
+    with RunFolder.create(HEADER) as folder:
+
+        async def main() -> list[list[int]]:
+            tails = Tails()
+
+            async def listener() -> list[int]:
+                return [n async for piece in tails.follow(folder.folder, -1) for n in numbers(piece)]
+
+            tasks = [asyncio.create_task(listener()) for _ in range(1000)]
+            for i in range(50):
+                folder.log.write("measure", name=f"m{i}", value=i)
+                await asyncio.sleep(0.01)
+            folder.log.write("end", state="finished", error=None)
+            return await asyncio.gather(*tasks)
+
+        for seen in asyncio.run(main()):
+            assert seen == list(range(52))
+
+
+def test_a_run_that_died_ends_its_stream(home: Path) -> None:
+    folder = RunFolder.create(HEADER)
+    folder.log.write("start")
+    folder.close()  # no end, no lock: interrupted
+
+    async def listen() -> bytes:
+        return b"".join([piece async for piece in Tails().follow(folder.folder, -1)])
+
+    text = asyncio.run(asyncio.wait_for(listen(), 20))
+    assert b'"state": "interrupted"' in text
+
+
+@pytest.fixture
+def page(home: Path, plugin: str) -> Iterator[Browser]:
+    with page_server(queue=RunQueue(poll_s=0.05)) as browser:
+        yield browser
+
+
+def wait_for(what: object, seconds: float = 60) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():  # type: ignore[operator]
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+def test_a_run_from_the_page_to_its_verdicts(page: Browser) -> None:
+    answer = page.submit(
+        "/papers/coin-flips", "/runs", slug="coin-flips", scale="smoke", seed="3", **{"set.rounds": "4"}
+    )
+    assert answer.status == 303
+    address = answer.headers["location"]
+    run_id = address.rpartition("/")[2]
+    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=60)
+    connection.request("GET", f"/api/runs/{run_id}/events", headers={"accept": "text/event-stream"})
+    stream = connection.getresponse()
+    assert stream.getheader("content-type", "").startswith("text/event-stream")
+    text = stream.read().decode()  # ends with the run
+    kinds = [line[7:] for line in text.splitlines() if line.startswith("event: ")]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "over"
+    assert {"stage", "measure", "verdict", "end"} <= set(kinds)
+    run = next(run for run in list_runs() if run.id == run_id)
+    assert (run.state, run.seed, run.header["settings"]["rounds"]) == ("finished", 3, 4)
+    shown = page.get(address).text
+    assert "smoke scale" in shown
+    assert "finished" in shown
+    for event in run.figures.values():
+        assert page.get(f"/runs/{run_id}/{event['files']['svg']}").status == 200
+    resumed = page.get(f"/api/runs/{run_id}/events", **{"last-event-id": "2"}).text
+    assert resumed.split("id: ")[1].startswith("3\n")
+    assert json.loads(page.get(f"/api/runs/{run_id}").text)["state"] == "finished"
+    assert page.get(f"/compare?runs={run_id},{run_id}").status == 200
+    assert "report" in page.get(f"/runs/{run_id}/report").text.lower()
+
+
+def test_only_valid_settings_of_catalogue_papers_are_run(page: Browser) -> None:
+    for fields in (
+        {"slug": "no-such-paper", "scale": "smoke"},
+        {"slug": "coin-flips", "scale": "huge"},
+        {"slug": "coin-flips", "scale": "smoke", "set.flips": "-1"},
+        {"slug": "coin-flips", "scale": "smoke", "set.nothing": "1"},
+        {"slug": "coin-flips", "scale": "smoke", "seed": "-1"},
+        {"slug": "../../etc", "scale": "smoke"},
+    ):
+        answer = page.submit("/papers/coin-flips", "/runs", **fields)
+        assert answer.status == 400, fields
+        assert "Traceback" not in answer.text
+    assert not list_runs()
+
+
+def test_one_at_a_time_cancel_and_start_again(page: Browser) -> None:
+    slow = {"slug": "coin-flips", "scale": "smoke", "set.pause_s": "0.5", "set.rounds": "60"}
+    ids = [page.submit("/papers/coin-flips", "/runs", **slow).headers["location"].rpartition("/")[2] for _ in range(2)]
+
+    def state(run_id: str) -> str:
+        return next(run.state for run in list_runs() if run.id == run_id)
+
+    wait_for(lambda: state(ids[0]) == "running")
+    assert state(ids[1]) == "queued"
+    assert "behind 1 other" in page.get(f"/runs/{ids[1]}").text
+    page.submit(f"/runs/{ids[1]}", f"/runs/{ids[1]}/cancel")
+    assert state(ids[1]) == "cancelled"
+    wait_for(lambda: any(event["type"] == "series" for event in run_of(ids[0]).events))
+    page.submit(f"/runs/{ids[0]}", f"/runs/{ids[0]}/cancel")
+    wait_for(lambda: state(ids[0]) == "cancelled", 20)
+    assert run_of(ids[0]).series  # what was measured is kept
+    answer = page.submit(f"/runs/{ids[1]}", f"/runs/{ids[1]}/again")
+    again = answer.headers["location"].rpartition("/")[2]
+    assert run_of(again).header["resumes"] == ids[1]
+    page.submit(f"/runs/{again}", f"/runs/{again}/cancel")
+    wait_for(lambda: state(again) == "cancelled", 20)
+
+
+def run_of(run_id: str):
+    return next(run for run in list_runs() if run.id == run_id)
+
+
+def test_the_queue_goes_on_after_a_restart(home: Path, plugin: str) -> None:
+    queue = RunQueue(poll_s=0.05)
+    slow = queue.submit(plugin, "smoke", settings={"pause_s": 0.3, "rounds": 8})
+    waiting = queue.submit(plugin, "smoke")
+    queue.start()
+    wait_for(lambda: run_of(slow).state == "running")
+    queue.stop()  # the server ends; the run does not
+    assert run_of(slow).state == "running"
+    assert run_of(waiting).state == "queued"
+    later = RunQueue(poll_s=0.05)
+    later.start()
+    try:
+        time.sleep(0.3)
+        assert run_of(waiting).state == "queued"  # one at a time counts runs of the earlier server, too
+        wait_for(lambda: run_of(waiting).state == "finished")
+        assert run_of(slow).state == "finished"
+        assert run_of(waiting).header["created"] > run_of(slow).header["created"]
+        assert later.expected_seconds(plugin, "smoke") == pytest.approx(
+            sorted(read_run(run.folder).elapsed_s for run in list_runs())[0] / 2
+            + sorted(r.elapsed_s for r in list_runs())[1] / 2
+        )
+    finally:
+        later.stop()
+
+
+def test_runs_of_the_command_line_are_not_cancelled_from_the_page(page: Browser) -> None:
+    with RunFolder.create({**HEADER, "executor": "here"}) as folder:
+        folder.log.write("start", pid=1)
+        run_id = folder.folder.name
+        answer = page.submit("/papers/udc", f"/runs/{run_id}/cancel")
+        assert answer.status == 400
+        assert "not started from the page" in answer.text
