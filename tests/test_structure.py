@@ -73,6 +73,7 @@ AWAITING_A_CHECK = {
     "gpipe",
     "gs-jacobi",
     "nanoflow",
+    "splitwise",
 }  # they run, and their claims say "not checked" until a result is committed
 
 

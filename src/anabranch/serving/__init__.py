@@ -3,18 +3,13 @@
 A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :func:`simulate_cluster`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from anabranch.serving.batch_former import BatchFormer, Chunk, DenseBatch
-from anabranch.serving.cluster import (
-    Batching,
-    Cluster,
-    Pool,
-    ServingResult,
-    Transfers,
-    simulate_cluster,
-)
+from anabranch.serving.cluster import Batching, Cluster, Pool, ServingResult, Transfers, simulate_cluster
 from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate_dense_batches
+from anabranch.serving.designs import RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
 from anabranch.serving.layer_graph import (
@@ -28,15 +23,20 @@ from anabranch.serving.layer_graph import (
     weight_seconds,
 )
 from anabranch.serving.modulo_search import period_bound, search_periodic
+from anabranch.serving.occupancy import decode_occupancy
 from anabranch.serving.overlap import resource_bound, search_overlap
 from anabranch.serving.overlap_schedule import NanoOperation, OverlapSchedule, Segment
 from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
 from anabranch.serving.periodic_schedule import PeriodicSchedule, sequential
+from anabranch.serving.profile_errors import held_out_error, left_out_knot_error
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
+from anabranch.serving.studies import answer_differences, exposed_transfers, slowdown_rows
 
 if TYPE_CHECKING:
+    from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
     from anabranch.serving.kv_tier import KVTier, gather_pages, scatter_pages
     from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece, usable_cores
     from anabranch.serving.llama_layers import LayerWeights, LayerWork, MixedBatch, layer_works, run_in_sequence
@@ -48,47 +48,72 @@ if TYPE_CHECKING:
         measure_operations,
         overlap_pieces,
     )
+    from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
     from anabranch.serving.prepared_overlap import PreparedOverlap, prepare_overlap
+    from anabranch.serving.profiling import profile_model, write_profile
+    from anabranch.serving.streams import RequestRecord, ServingError, TokenStream
+    from anabranch.serving.trace_replay import latency_summary, replay
+    from anabranch.serving.workers import DecodeWorker, PrefillWorker, unsplit_tokens
 
-_REAL = {  # they need torch, which a simulation does not: loaded when first asked for
-    "PreparedOverlap": "prepared_overlap",
-    "prepare_overlap": "prepared_overlap",
-    "KVTier": "kv_tier",
-    "usable_cores": "lanes",
-    "gather_pages": "kv_tier",
-    "scatter_pages": "kv_tier",
+_REAL = {  # they need torch or transformers, which a simulation does not: loaded when first asked for
+    "ColocatedServer": "phase_split",
     "CpuLanes": "lanes",
     "CudaLanes": "lanes",
+    "DecodeWorker": "workers",
+    "KVTier": "kv_tier",
+    "KvBuffers": "kv_buffers",
     "Lanes": "lanes",
-    "Piece": "lanes",
     "LayerWeights": "llama_layers",
     "LayerWork": "llama_layers",
-    "MixedBatch": "llama_layers",
-    "layer_works": "llama_layers",
-    "run_in_sequence": "llama_layers",
     "MeasuredInterference": "overlap_execution",
+    "MixedBatch": "llama_layers",
+    "PhaseSplitServer": "phase_split",
+    "Piece": "lanes",
+    "PrefillWorker": "workers",
+    "PreparedOverlap": "prepared_overlap",
+    "RequestRecord": "streams",
+    "ServingError": "streams",
+    "TokenStream": "streams",
     "even_pieces": "overlap_execution",
+    "gather_pages": "kv_tier",
     "graph_pieces": "overlap_execution",
+    "kv_from_buffers": "kv_buffers",
+    "kv_to_buffers": "kv_buffers",
+    "latency_summary": "trace_replay",
+    "layer_works": "llama_layers",
     "measure_interference": "overlap_execution",
     "measure_operations": "overlap_execution",
     "overlap_pieces": "overlap_execution",
+    "prepare_overlap": "prepared_overlap",
+    "profile_model": "profiling",
+    "replay": "trace_replay",
+    "run_in_sequence": "llama_layers",
+    "scatter_pages": "kv_tier",
+    "unsplit_tokens": "workers",
+    "usable_cores": "lanes",
+    "write_profile": "profiling",
 }
 
 __all__ = [
+    "RELEASED_TRANSFERS",
+    "SPLITWISE_DESIGNS",
     "BatchFormer",
     "BatchSeconds",
     "Batching",
     "Chunk",
     "Cluster",
+    "ColocatedServer",
     "CpuLanes",
     "CudaLanes",
     "Curve",
+    "DecodeWorker",
     "DenseBatch",
     "DenseServing",
     "Design",
     "Interference",
     "IterationCosts",
     "KVTier",
+    "KvBuffers",
     "Lanes",
     "LayerGraph",
     "LayerOperation",
@@ -105,23 +130,36 @@ __all__ = [
     "OverlapSchedule",
     "PerformanceModel",
     "PeriodicSchedule",
+    "PhaseSplitServer",
     "Piece",
     "Pool",
+    "PrefillWorker",
     "PreparedOverlap",
     "ProfileTable",
     "Provision",
+    "RequestRecord",
     "RequestTable",
     "Segment",
+    "ServingError",
     "ServingResult",
     "SloLimits",
     "SloReport",
+    "TokenStream",
     "Transfers",
     "Workload",
+    "answer_differences",
+    "decode_occupancy",
     "even_pieces",
+    "exposed_transfers",
     "gather_pages",
     "graph_pieces",
+    "held_out_error",
+    "kv_from_buffers",
+    "kv_to_buffers",
+    "latency_summary",
     "layer_works",
     "least_machines",
+    "left_out_knot_error",
     "max_rate",
     "measure_interference",
     "measure_operations",
@@ -131,9 +169,12 @@ __all__ = [
     "period_bound",
     "poisson_requests",
     "prepare_overlap",
+    "profile_model",
     "published_layer",
     "published_lengths",
+    "published_performance",
     "read_requests",
+    "replay",
     "resource_bound",
     "roofline",
     "run_in_sequence",
@@ -144,24 +185,26 @@ __all__ = [
     "simulate_cluster",
     "simulate_dense_batches",
     "slo_report",
+    "slowdown_rows",
+    "splitwise_design",
     "transformer_layer",
+    "unsplit_tokens",
     "usable_cores",
     "weight_seconds",
+    "write_profile",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _REAL:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     try:
         return getattr(import_module(f"{__name__}.{_REAL[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in ("torch", "transformers"):
             raise
         raise ModuleNotFoundError(
-            "this part needs torch: install anabranch[serving]; for a machine without a GPU install torch's CPU-only build "
-            "first (its index is named by the install selector on pytorch.org)",
-            name="torch",
+            "this part needs torch and transformers: install anabranch[serving]; for a machine without a GPU install torch's "
+            "CPU-only build first (its index is named by the install selector on pytorch.org)",
+            name=error.name,
         ) from None

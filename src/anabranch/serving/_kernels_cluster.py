@@ -28,7 +28,7 @@ Fleet = namedtuple("Fleet", "kind home capacity weights link_bytes_per_s tdp_w")
 Requests = namedtuple(
     "Requests",
     "arrival prompt output source target started first decoded ended preemptions ran taken prompt_done remaining"
-    " next_item previous_item linked next_present previous_present present prompt_s",
+    " next_item previous_item linked next_present previous_present present prompt_s tokens bytes",
 )
 Cluster = namedtuple(
     "Cluster",
@@ -38,49 +38,37 @@ Cluster = namedtuple(
 )
 
 
-@njit(cache=True)
-@typing.no_type_check
-def tokens_of(item, q):
-    return q.prompt[item >> 1] if item & 1 == 0 else 1
-
-
-@njit(cache=True)
-@typing.no_type_check
-def bytes_of(item, q, kv):
-    r = item >> 1
-    return (q.prompt[r] + 1) * kv if item & 1 == 0 else (q.output[r] - 1) * kv
-
-
 # Lists of a machine.
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def enqueue(m, item, c, q):
     """Into the queue by (preemptions now, arrival), after equal keys; the room of a machine doubles where it is full."""
-    size = c.queue_size[m]
+    preemptions, arrivals, items, size = q.preemptions, q.arrival, c.queue_items, c.queue_size[m]
     if size == c.queue_room[m]:
         room, begin = max(8, 2 * size), c.queue_end[0]
-        c.queue_items[begin : begin + size] = c.queue_items[c.queue_start[m] : c.queue_start[m] + size]
+        for i in range(size):
+            items[begin + i] = items[c.queue_start[m] + i]
         c.queue_start[m], c.queue_room[m] = begin, room
         c.queue_end[0] += room
     start, low, high = c.queue_start[m], 0, size
-    count, arrival = q.preemptions[item], q.arrival[item >> 1]
+    count, arrival = preemptions[item], arrivals[item >> 1]
     while low < high:
         middle = (low + high) >> 1
-        other = c.queue_items[start + middle]
-        n = q.preemptions[other]
-        if count < n or (count == n and arrival < q.arrival[other >> 1]):
+        other = items[start + middle]
+        n = preemptions[other]
+        if count < n or (count == n and arrival < arrivals[other >> 1]):
             high = middle
         else:
             low = middle + 1
     for i in range(start + size, start + low, -1):
-        c.queue_items[i] = c.queue_items[i - 1]
-    c.queue_items[start + low] = item
+        items[i] = items[i - 1]
+    items[start + low] = item
     c.queue_size[m] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def append_item(which, m, item, c, q):
     last = c.tail[which, m]
@@ -92,7 +80,7 @@ def append_item(which, m, item, c, q):
     c.tail[which, m] = item
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def unlink_item(m, item, c, q):
     which = q.linked[item] - 1
@@ -108,7 +96,7 @@ def unlink_item(m, item, c, q):
     q.linked[item] = 0
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def enter(m, r, c, q):
     """Among the present requests, by arrival."""
@@ -127,7 +115,7 @@ def enter(m, r, c, q):
         q.previous_present[after] = r
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def leave(m, r, c, q):
     before, after = q.previous_present[r], q.next_present[r]
@@ -145,82 +133,97 @@ def leave(m, r, c, q):
 # Batches.
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def build(m, now, c, q, rules, perf, fleet, heap):
     """The next batch, and the block of iterations that it runs until something ends."""
-    kv, full_size, full_tokens = rules.kv_bytes, rules.max_requests, rules.max_tokens
+    taken, ran, preemptions, prompt_done, tokens_of, bytes_of = (
+        q.taken,
+        q.ran,
+        q.preemptions,
+        q.prompt_done,
+        q.tokens,
+        q.bytes,
+    )
+    next_item, next_present, linked, queue_items, batch = (
+        q.next_item,
+        q.next_present,
+        q.linked,
+        c.queue_items,
+        c.batch[m],
+    )
+    full_size, full_tokens = rules.max_requests, rules.max_tokens
     new, size, tokens, free = c.scratch, 0, 0, fleet.capacity[m] - c.used[m]
     c.counts[0] += 1
     stamp = c.counts[0]
     i, end = c.queue_start[m], c.queue_start[m] + c.queue_size[m]
     while i < end:  # starved items first
-        item = c.queue_items[i]
+        item = queue_items[i]
         i += 1
-        if q.preemptions[item] < rules.max_preemptions:
+        if preemptions[item] < rules.max_preemptions:
             break
-        more = tokens_of(item, q)
+        more = tokens_of[item]
         if size > 0 and (size >= full_size or tokens + more > full_tokens):
             break
-        if not q.ran[item]:
-            if bytes_of(item, q, kv) > free:
+        if not ran[item]:
+            if bytes_of[item] > free:
                 continue
-            free -= bytes_of(item, q, kv)
-        q.taken[item] = stamp
+            free -= bytes_of[item]
+        taken[item] = stamp
         new[size] = item
         size, tokens = size + 1, tokens + more
     item = c.head[WAITING, m]
     while item >= 0:
-        if q.taken[item] != stamp:
-            more, room = tokens_of(item, q), bytes_of(item, q, kv)
+        if taken[item] != stamp:
+            more, room = tokens_of[item], bytes_of[item]
             if (size > 0 and (size >= full_size or tokens + more > full_tokens)) or room > free:
                 break
             free -= room
-            q.taken[item] = stamp
+            taken[item] = stamp
             new[size] = item
             size, tokens = size + 1, tokens + more
-        item = q.next_item[item]
+        item = next_item[item]
     item = c.head[BLOCKED, m]
     while item >= 0:
-        if q.taken[item] != stamp:
+        if taken[item] != stamp:
             if size > 0 and (size >= full_size or tokens + 1 > full_tokens):
                 break
-            q.taken[item] = stamp
+            taken[item] = stamp
             new[size] = item
             size, tokens = size + 1, tokens + 1
-        item = q.next_item[item]
+        item = next_item[item]
     old = c.batch_size[m]
     for k in range(old):
-        item = c.batch[m, k]
-        if q.taken[item] == stamp:
+        item = batch[k]
+        if taken[item] == stamp:
             continue
         if size > 0 and (size >= full_size or tokens + 1 > full_tokens):
             break
-        q.taken[item] = stamp
+        taken[item] = stamp
         new[size] = item
         size, tokens = size + 1, tokens + 1
     r = c.present_head[m]
     while r >= 0:
-        item = 2 * r + (1 if q.prompt_done[r] else 0)
-        if q.taken[item] != stamp:
-            more = tokens_of(item, q)
+        item = 2 * r + (1 if prompt_done[r] else 0)
+        if taken[item] != stamp:
+            more = tokens_of[item]
             if size > 0 and (size >= full_size or tokens + more > full_tokens):
                 break
-            if not q.ran[item]:
-                if bytes_of(item, q, kv) > free:
+            if not ran[item]:
+                if bytes_of[item] > free:
                     break
-                free -= bytes_of(item, q, kv)
-            q.taken[item] = stamp
+                free -= bytes_of[item]
+            taken[item] = stamp
             new[size] = item
             size, tokens = size + 1, tokens + more
-        r = q.next_present[r]
+        r = next_present[r]
     # Survivors keep their order, the others of the old batch are preempted, then come the new ones.
     kept = 0
     for k in range(old):
-        item = c.batch[m, k]
-        if q.taken[item] == stamp:
-            c.batch[m, kept] = item
-            q.taken[item] = -stamp  # in the batch already
+        item = batch[k]
+        if taken[item] == stamp:
+            batch[kept] = item
+            taken[item] = -stamp  # in the batch already
             kept += 1
         else:
             enqueue(m, item, c, q)
@@ -229,15 +232,15 @@ def build(m, now, c, q, rules, perf, fleet, heap):
     came = 0
     for k in range(size):
         item = new[k]
-        if q.taken[item] == stamp:
-            c.batch[m, kept] = item
+        if taken[item] == stamp:
+            batch[kept] = item
             kept, came = kept + 1, came + 1
-            q.taken[item] = -stamp
-            if q.linked[item] > 0:
+            taken[item] = -stamp
+            if linked[item] > 0:
                 unlink_item(m, item, c, q)
-            if not q.ran[item]:
-                q.ran[item] = True
-                c.used[m] += bytes_of(item, q, kv)
+            if not ran[item]:
+                ran[item] = True
+                c.used[m] += bytes_of[item]
                 if item & 1 == 0:
                     q.started[item >> 1] = now
                 else:
@@ -245,36 +248,37 @@ def build(m, now, c, q, rules, perf, fleet, heap):
     if came > 0:  # out of the queue
         start, write = c.queue_start[m], c.queue_start[m]
         for i in range(start, start + c.queue_size[m]):
-            item = c.queue_items[i]
-            if q.taken[item] != -stamp:
-                c.queue_items[write] = item
+            item = queue_items[i]
+            if taken[item] != -stamp:
+                queue_items[write] = item
                 write += 1
         c.queue_size[m] = write - start
     c.kv_peak[m] = max(c.kv_peak[m], c.used[m])
     r = c.present_head[m]
     while r >= 0:
-        item = 2 * r + (1 if q.prompt_done[r] else 0)
-        if q.taken[item] != -stamp:
-            q.preemptions[item] += 1
-        r = q.next_present[r]
+        item = 2 * r + (1 if prompt_done[r] else 0)
+        if taken[item] != -stamp:
+            preemptions[item] += 1
+        r = next_present[r]
     c.batch_size[m], c.batch_tokens[m] = kept, tokens
     if kept > 0:
         begin_block(m, now, c, q, rules, perf, fleet, heap)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def begin_block(m, now, c, q, rules, perf, fleet, heap):
+    prompt, output, remaining, batch = q.prompt, q.output, q.remaining, c.batch[m]
     kind, prompt_tokens, decodes, least, context = fleet.kind[m], 0, 0, 1 << 60, 0
     for k in range(c.batch_size[m]):
-        item = c.batch[m, k]
+        item = batch[k]
         r = item >> 1
         if item & 1 == 0:
-            prompt_tokens += q.prompt[r]
+            prompt_tokens += prompt[r]
         else:
             decodes += 1
-            least = min(least, q.remaining[r])
-            context += q.prompt[r] + q.output[r] - q.remaining[r]
+            least = min(least, remaining[r])
+            context += prompt[r] + output[r] - remaining[r]
     prompts = c.batch_size[m] - decodes
     c.prompts_in[m], c.decodes_in[m], c.context[m] = prompts, decodes, context
     c.block[m] = 1 if prompts > 0 else least
@@ -284,8 +288,8 @@ def begin_block(m, now, c, q, rules, perf, fleet, heap):
         if decodes > 0:
             seconds *= rules.mixed_factor
         for k in range(c.batch_size[m]):
-            if c.batch[m, k] & 1 == 0:
-                q.prompt_s[c.batch[m, k] >> 1] = seconds
+            if batch[k] & 1 == 0:
+                q.prompt_s[batch[k] >> 1] = seconds
     else:
         seconds = token_seconds(kind, decodes, context, rules, perf)
     c.since[m], c.iteration_s[m], c.cut[m] = now, seconds, False
@@ -293,14 +297,14 @@ def begin_block(m, now, c, q, rules, perf, fleet, heap):
     push(heap, now + block_seconds(m, c.block[m], c, rules, perf, fleet), BLOCK_END, (c.version[m] << 24) | m)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def token_seconds(kind, decodes, context, rules, perf):
     at = float(context if rules.by_context else decodes)
     return interpolate(perf.token_x[kind], perf.token_s[kind], perf.token_n[kind], at)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def block_seconds(m, count, c, rules, perf, fleet):
     """Of the first ``count`` iterations: equal ones, or by contexts that grow by one token a request and iteration."""
@@ -312,7 +316,7 @@ def block_seconds(m, count, c, rules, perf, fleet):
     return total
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def cut_block(m, now, c, rules, perf, fleet, heap):
     """End the block with the iteration that runs now; once a block, and never one with a prompt."""
@@ -333,7 +337,7 @@ def cut_block(m, now, c, rules, perf, fleet, heap):
         push(heap, c.since[m] + block_seconds(m, count, c, rules, perf, fleet), BLOCK_END, (c.version[m] << 24) | m)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def arrive(m, item, now, c, q, rules, perf, fleet, heap):
     enqueue(m, item, c, q)
@@ -342,10 +346,10 @@ def arrive(m, item, now, c, q, rules, perf, fleet, heap):
     if not q.present[item >> 1]:
         enter(m, item >> 1, c, q)
     if c.batch_size[m] == 0:
-        if c.used[m] + bytes_of(item, q, rules.kv_bytes) <= fleet.capacity[m]:
+        if c.used[m] + q.bytes[item] <= fleet.capacity[m]:
             build(m, now, c, q, rules, perf, fleet, heap)
         return
-    more = tokens_of(item, q)
+    more = q.tokens[item]
     joins = c.batch_size[m] < rules.max_requests and c.batch_tokens[m] + more <= rules.max_tokens
     if not joins and item & 1 == 0 and c.decodes_in[m] > 0:
         joins = c.batch_tokens[m] - c.decodes_in[m] + more <= rules.max_tokens

@@ -13,14 +13,13 @@ from anabranch.serving._kernels_cluster import (
     TRANSFER_END,
     arrive,
     build,
-    bytes_of,
     cut_block,
     leave,
 )
 from anabranch.serving._kernels_events import drop_first, interpolate, push
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def move(m, to, c):
     """From its pool to the end of another one's list."""
@@ -38,19 +37,19 @@ def move(m, to, c):
     c.counts[2] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def least(values, pool, c):
     """The first machine of the pool's list with the least value; -1 without any."""
-    best = -1
+    members, best = c.pool_lists[pool], -1
     for i in range(c.pool_sizes[pool]):
-        m = c.pool_lists[pool, i]
+        m = members[i]
         if best < 0 or values[m] < values[best]:
             best = m
     return best
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def place(r, c, q, rules, fleet):
     """Choose the machines of both phases and book them."""
@@ -91,10 +90,11 @@ def place(r, c, q, rules, fleet):
     c.scheduled[target] += whole
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def end_block(m, now, c, q, rules, perf, fleet, heap):
     """Advance every item of the batch, let go of what is finished, build anew, then send caches off."""
+    remaining, batch = q.remaining, c.batch[m]
     count, kv, size, kept, sent = c.block[m], rules.kv_bytes, c.batch_size[m], 0, 0
     spent = now - c.since[m]
     c.busy_s[m] += spent
@@ -107,12 +107,12 @@ def end_block(m, now, c, q, rules, perf, fleet, heap):
     c.energy_j[m] += spent * share * fleet.tdp_w[m]
     send = c.sent
     for k in range(size):
-        item = c.batch[m, k]
+        item = batch[k]
         r = item >> 1
         if item & 1 == 1:
-            q.remaining[r] -= count
-            if q.remaining[r] > 0:
-                c.batch[m, kept] = item
+            remaining[r] -= count
+            if remaining[r] > 0:
+                batch[kept] = item
                 kept += 1
                 continue
             q.ended[r] = now
@@ -148,14 +148,14 @@ def end_block(m, now, c, q, rules, perf, fleet, heap):
         move(m, fleet.home[m], c)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def release(m, tokens, kv, c):
     c.used[m] -= tokens * kv
     c.scheduled[m] -= tokens * kv
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def begin_transfer(r, now, c, q, rules, fleet, heap):
     """Reserve the cache at its destination, or try again; the end is known at once."""
@@ -181,7 +181,7 @@ def begin_transfer(r, now, c, q, rules, fleet, heap):
     push(heap, end, TRANSFER_END, r)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def end_transfer(r, now, c, q, rules, perf, fleet, heap):
     source, kv = q.source[r], rules.kv_bytes
@@ -191,13 +191,13 @@ def end_transfer(r, now, c, q, rules, perf, fleet, heap):
         return
     if c.batch_size[source] == 0:
         head = c.queue_items[c.queue_start[source]]
-        if c.used[source] + bytes_of(head, q, kv) <= fleet.capacity[source]:
+        if c.used[source] + q.bytes[head] <= fleet.capacity[source]:
             build(source, now, c, q, rules, perf, fleet, heap)
     elif c.batch_size[source] < rules.max_requests and c.batch_tokens[source] < rules.max_tokens:
         cut_block(source, now, c, rules, perf, fleet, heap)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 @typing.no_type_check
 def run(c, q, rules, perf, fleet, heap):
     """Until all is done or the time is up; gives the time of the last event."""

@@ -263,11 +263,16 @@ def _state(
     def numbers(size: int, fill: float = 0.0) -> np.ndarray:
         return np.full(size, fill, np.float64)
 
+    tokens, room = np.ones(2 * n, np.int64), np.empty(2 * n, np.int64)  # of items: prompts and decodes in turn
+    tokens[::2] = requests.prompt_tokens
+    room[::2] = (requests.prompt_tokens + 1) * cluster.kv_bytes_per_token
+    room[1::2] = (requests.output_tokens - 1) * cluster.kv_bytes_per_token
     q = kernels.Requests(
         requests.arrival_s, requests.prompt_tokens, requests.output_tokens, integers(n, fill=-1), integers(n, fill=-1),
         numbers(n, np.nan), numbers(n, np.nan), numbers(n, np.nan), numbers(n, np.nan), integers(2 * n),
         np.zeros(2 * n, np.bool_), integers(2 * n), np.zeros(n, np.bool_), requests.output_tokens - 1, integers(2 * n),
         integers(2 * n), integers(2 * n), integers(n), integers(n), np.zeros(n, np.bool_), numbers(n),
+        tokens, room,
     )  # fmt: skip
     lists, sizes = integers(3, m, fill=-1), integers(3)
     for pool in range(3):

@@ -100,6 +100,7 @@ class ProfileTable:
         missing = [name for name in COLUMNS if name not in rows[0]]
         if missing:
             raise ValueError(f"the profile has no column {', '.join(missing)}: expected {', '.join(COLUMNS)}")
+        self.rows = [dict(row) for row in rows]
         self._groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             self._groups[row["model"], row["hardware"], int(row["tensor_parallel"])].append(row)

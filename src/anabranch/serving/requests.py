@@ -64,6 +64,13 @@ class RequestTable:
     def head(self, n: int) -> "RequestTable":
         return RequestTable(self.arrival_s[:n], self.prompt_tokens[:n], self.output_tokens[:n])
 
+    def shortened(self, divisor: int, *, most: int) -> "RequestTable":
+        """The same arrivals, lengths divided by ``divisor``: prompts of 1 to ``most`` tokens, answers of 2 to ``most``."""
+        if divisor < 1 or most < 2:
+            raise ValueError(f"divisor={divisor}, most={most}: expected at least 1 and 2")
+        prompt, output = (np.minimum(n // divisor, most) for n in (self.prompt_tokens, self.output_tokens))
+        return RequestTable(self.arrival_s, np.maximum(1, prompt), np.maximum(2, output))
+
     def at_speed(self, speed: float, *, start_s: float = 0.0) -> "RequestTable":
         """The same requests, coming ``speed`` times as fast, the first at ``start_s``."""
         if not speed > 0:

@@ -1,0 +1,312 @@
+"""What ``anabranch serving provision`` does: read the job, search every design, say which is best."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anabranch.serving._serving_words import numbers, table_text, watts
+from anabranch.serving.cluster import Cluster, Pool, Transfers
+from anabranch.serving.performance import PerformanceModel, ProfileTable
+from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.published_profiles import published_performance
+from anabranch.serving.requests import RequestTable, published_lengths, read_requests
+from anabranch.serving.slo import Load, SloLimits
+from anabranch.simulation import (
+    BLOOM_176B,
+    DGX_A100,
+    DGX_H100,
+    DGX_H100_CAPPED,
+    GIB,
+    LLAMA2_70B,
+    Device,
+    Machine,
+    TransformerShape,
+)
+
+Progress = Callable[[float, float, dict[str, float]], None]
+# Weights in memory as the released simulator has them.
+MODELS = {"bloom-176b": (BLOOM_176B, 329 * 10**9), "llama2-70b": (LLAMA2_70B, 135 * 10**9)}
+DESIGNS = (
+    ("AA", DGX_A100, DGX_A100), ("HH", DGX_H100, DGX_H100), ("HA", DGX_H100, DGX_A100), ("HHcap", DGX_H100, DGX_H100_CAPPED),
+    ("A100 mixed", DGX_A100, None), ("H100 mixed", DGX_H100, None),
+)  # fmt: skip
+MOST_MACHINES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is asked: a rate to be kept at least cost or power, or a budget to be spent well."""
+
+    designs: tuple[Design, ...]
+    lengths: RequestTable
+    load_words: str
+    reference: PerformanceModel
+    limits: SloLimits
+    seconds: float
+    seed: int
+    rate: float | None
+    budget: float | None
+    measure: str
+
+    @classmethod
+    def of(
+        cls, *, trace: Path | None, service: str, rate: float | None, budget_power: str | None, budget_cost: float | None,
+        minimise: str, seconds: float, profile: Path | None, model: str | None, config: Path | None, machines: Path | None,
+        limits: Sequence[str], seed: int, out: Path | None,
+    ) -> Job:  # fmt: skip
+        given = [
+            name for name, value in
+            (("--budget-power", budget_power), ("--budget-cost", budget_cost), ("--rate", rate)) if value is not None
+        ]  # fmt: skip
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one")
+        if minimise not in ("cost", "power"):
+            raise ValueError(f"--minimise {minimise}: expected cost or power")
+        if rate is not None and not rate > 0:
+            raise ValueError(f"--rate {rate}: expected more than 0")
+        if out is not None and not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out}: there is no folder {out.parent}")
+        slowdowns = [
+            tuple(numbers(option, text)) for option, text in zip(("--ttft", "--tbt", "--e2e"), limits, strict=True)
+        ]
+        slo = SloLimits(ttft=slowdowns[0], tbt=slowdowns[1], e2e=slowdowns[2])
+        generator = np.random.default_rng(seed)
+        lengths = read_requests(trace) if trace is not None else published_lengths(service, 20_000, generator=generator)
+        span = float(lengths.arrival_s[-1] - lengths.arrival_s[0])
+        budget, measure = None, minimise
+        if budget_power is not None:
+            budget, measure = watts("--budget-power", budget_power), "power"
+        elif budget_cost is not None:
+            budget, measure = budget_cost, "cost"
+        elif rate is None:
+            if trace is None or span <= 0:
+                raise ValueError("give --rate, --budget-power or --budget-cost (a trace alone gives its own rate)")
+            rate = (len(lengths) - 1) / span
+        name = str(trace) if trace is not None else f"published lengths of the {service} service"
+        said = (
+            f"{name}: {len(lengths):,} requests, {lengths.prompt_tokens.mean():,.0f} prompt and "
+            f"{lengths.output_tokens.mean():,.0f} output tokens on average"
+        )
+        designs, slowest = _designs(profile, model, config, machines)
+        return cls(designs, lengths, said, slowest, slo, seconds, seed, rate, budget, measure)
+
+
+def _designs(
+    profile: Path | None, model: str | None, config: Path | None, machines: Path | None
+) -> tuple[tuple[Design, ...], PerformanceModel]:
+    """The designs, and the slowest machine's times, against which slowdowns are counted."""
+    table = ProfileTable.read(profile) if profile is not None else None
+    name = model or (
+        table.entries[0][0] if table is not None and len({e[0] for e in table.entries}) == 1 else "bloom-176b"
+    )
+    if config is not None:
+        shape = TransformerShape.from_config(name, json.loads(config.read_text(encoding="utf-8")))
+        weights = 2 * shape.parameters
+    elif name in MODELS:
+        shape, weights = MODELS[name]
+    else:
+        raise ValueError(f"model {name}: its cache and weights are not known, give its config.json with --config")
+    if machines is None:
+        choices: list[tuple[str, Machine, Machine | None]] = list(DESIGNS)
+    else:
+        own = read_machines(machines)
+        choices = [(f"{a.name} + {b.name}", a, b) for a, b in itertools.product(own, repeat=2)]
+        choices += [(f"{a.name} mixed", a, None) for a in own]
+    kinds = {one.name: one for _, *pair in choices for one in pair if one is not None}
+    times: dict[str, PerformanceModel] = {}
+    for kind in kinds.values():
+        if table is not None:
+            times[kind.name] = table.model(name, kind.device.name, kind.count)
+        else:
+            times[kind.name] = published_performance(name, kind.device.name)
+    transfers = Transfers(layers=shape.layers)
+
+    def design(title: str, prompt: Machine, token: Machine | None) -> Design:
+        scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
+
+        def cluster(pools: tuple[Pool, ...]) -> Cluster:
+            return Cluster(pools, times, shape.kv_bytes_per_token(), weights, scheduler, transfers=transfers)
+
+        return Design(title, prompt, token, cluster)
+
+    slowest = max(times.values(), key=lambda one: float(one.prompt_seconds(1024)))
+    return tuple(design(*choice) for choice in choices), slowest
+
+
+_KEYS = ("name", "hardware", "tensor_parallel", "memory_gib", "network_gbit_per_s", "power_w", "cost_per_hour")
+
+
+def read_machines(path: Path) -> list[Machine]:
+    """Machines from a JSON list of objects with the keys of ``examples/machines.json``.
+
+    Raises:
+        ValueError: another form; names the entry and what it lacks.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_MACHINES:
+        raise ValueError(f"{path}: expected a list of 1 to {MOST_MACHINES} machines")
+    found = []
+    for i, entry in enumerate(entries):
+        missing = [key for key in _KEYS if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise ValueError(f"{path}, machine {i}: there is no {', '.join(missing)}")
+        try:
+            count = int(entry["tensor_parallel"])
+            device = Device(  # the profile says how fast it is; its own numbers are not asked
+                name=entry["hardware"], memory_bytes=int(entry["memory_gib"] * GIB / count), memory_bytes_per_s=1.0,
+                flops_per_s=1.0, link_bytes_per_s=0.0, power_w=float(entry["power_w"]) / count,
+            )  # fmt: skip
+            found.append(
+                Machine(
+                    name=str(entry["name"]), device=device, count=count,
+                    nic_bytes_per_s=float(entry["network_gbit_per_s"]) * 1e9 / 8, provisioned_w=float(entry["power_w"]),
+                    cost_per_hour=float(entry["cost_per_hour"]),
+                )
+            )  # fmt: skip
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{path}, machine {i}: {error}") from error
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best of each design, best first; designs that cannot do it, with the reason; what was tried."""
+
+    best: list[Provision]
+    tried: dict[str, list[Provision]]
+    failed: dict[str, str]
+
+
+def search(job: Job, progress: Progress) -> Found:
+    """Every design with the same random arrivals. Cost: seconds to a minute a design."""
+    generator = np.random.default_rng(job.seed)
+    if job.budget is None:
+        assert job.rate is not None
+        most = job.rate * 1.01
+    else:
+        cheapest = min(
+            design.prompt.provisioned_w if job.measure == "power" else design.prompt.cost_per_hour
+            for design in job.designs
+        )
+        most = max(2.0, 20.0 * job.budget / cheapest)
+    load = Load(job.lengths, job.seconds, most, generator)
+    best: list[Provision] = []
+    tried, failed = {}, {}
+    for i, design in enumerate(job.designs):
+        progress(i, len(job.designs), {})
+        try:
+            if job.budget is None:
+                assert job.rate is not None
+                found, all_of_it = least_machines(
+                    design, job.rate, load, job.reference, job.limits, measure=job.measure, most=_enough(job.rate)
+                )
+            else:
+                found, all_of_it = most_throughput(
+                    design, job.budget, load, job.reference, job.limits, measure=job.measure, prune=True
+                )
+        except ValueError as error:
+            failed[design.name] = str(error)
+            continue
+        if found.rate_per_s > 0:
+            best.append(found)
+            tried[design.name] = [one for one in all_of_it if one.rate_per_s > 0]
+        else:
+            failed[design.name] = "no rate keeps the limits"
+    key = (lambda one: -one.rate_per_s) if job.budget is not None else (lambda one: _price(one, job.measure))
+    return Found(sorted(best, key=key), tried, failed)
+
+
+def _enough(rate: float) -> int:
+    return 2 ** int(np.ceil(np.log2(16 + 2 * rate)))
+
+
+def _price(one: Provision, measure: str) -> float:
+    return one.provisioned_w if measure == "power" else one.cost_per_hour
+
+
+def _rows(found: Found) -> list[dict[str, Any]]:
+    return [
+        {
+            "design": one.design, "prompt_machines": one.prompts, "token_machines": one.tokens,
+            "rate_per_s": one.rate_per_s, "power_w": one.provisioned_w, "cost_per_hour": one.cost_per_hour,
+        }
+        for one in found.best
+    ]  # fmt: skip
+
+
+def write(job: Job, found: Found, out: Path) -> list[str]:
+    """``provision.csv`` and ``provision.svg`` in the folder ``out``."""
+    from matplotlib.figure import Figure
+
+    out.mkdir(exist_ok=True)
+    rows = _rows(found)
+    with (out / "provision.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(
+            file, ["design", "prompt_machines", "token_machines", "rate_per_s", "power_w", "cost_per_hour"]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, all_of_it in found.tried.items():
+        places = sorted((one.prompts, one.tokens) for one in all_of_it)
+        axes.plot(*zip(*places, strict=True), "o-", label=name, markersize=4)
+    axes.set(xlabel="prompt machines (or mixed ones)", ylabel="token machines")
+    axes.set_title(
+        "What was tried" if job.budget is not None else f"Fewest machines for {job.rate:.4g} requests/s", loc="left"
+    )
+    if found.tried:
+        axes.legend(frameon=False)
+    figure.savefig(out / "provision.svg")
+    return [str(out / name) for name in ("provision.csv", "provision.svg")]
+
+
+def as_json(job: Job, found: Found, written: list[str]) -> str:
+    asked = {"rate_per_s": job.rate, "budget": job.budget, "measure": job.measure}
+    return json.dumps({"asked": asked, "designs": _rows(found), "failed": found.failed, "written": written}, indent=1)
+
+
+def words(job: Job, found: Found, written: list[str]) -> str:
+    if job.budget is None:
+        goal = f"the least {job.measure} for {job.rate:.4g} requests/s"
+    else:
+        goal = f"the most requests/s for {_amount(job.budget, job.measure)}"
+    lines = [f"load      {job.load_words}", f"goal      {goal}", ""]
+    if found.best:
+        rows = [
+            {
+                "design": one.design, "prompt": one.prompts if one.tokens else f"{one.prompts} mixed",
+                "token": one.tokens or "-", "requests/s": f"{one.rate_per_s:.1f}",
+                "power": _amount(one.provisioned_w, "power"), "cost": _amount(one.cost_per_hour, "cost"),
+            }
+            for one in found.best
+        ]  # fmt: skip
+        lines += [table_text(rows), ""]
+        first = found.best[0]
+        machines = (
+            f"{first.prompts} prompt and {first.tokens} token machines" if first.tokens else f"{first.prompts} mixed"
+        )
+        lines.append(
+            f"result    {first.design}, {machines}: {first.rate_per_s:.1f} requests/s with "
+            f"{_amount(first.provisioned_w, 'power')} and {_amount(first.cost_per_hour, 'cost')}"
+        )
+    else:
+        lines.append("result    no design keeps the limits")
+    lines += [f"left out  {name}: {why}" for name, why in found.failed.items()]
+    lines += [f"wrote     {name}" for name in written]
+    return "\n".join(lines)
+
+
+def _amount(value: float, measure: str) -> str:
+    return f"{value / 1e3:,.1f} kW" if measure == "power" else f"{value:,.2f} $/h"

@@ -1,0 +1,174 @@
+"""Real servers in separate processes: the tokens of `generate`, caches bit for bit, workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+from anabranch.language import CausalModel, load_causal, tiny_causal
+from anabranch.serving import ColocatedServer, PhaseSplitServer, ServingError
+
+WAIT_S = 120.0
+RAY = pytest.param("ray", marks=pytest.mark.xdist_group("ray"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> CausalModel:
+    return tiny_causal(generator=torch.Generator().manual_seed(0), layers=3)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    from anabranch.serving._ray_workers import connect_ray
+
+    try:
+        connect_ray()
+    except ModuleNotFoundError:
+        pytest.skip("ray is not installed")
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+def prompts(n: int, vocab: int = 128, longest: int = 60) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, longest, (n,), generator=generator).tolist()
+    return [torch.randint(2, vocab, (length,), generator=generator).tolist() for length in lengths]
+
+
+def generated(loaded: CausalModel, prompt: list[int], new: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    return loaded.model.generate(ids, max_new_tokens=new, do_sample=False)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", RAY])
+def test_tokens_of_generate_and_caches_bit_for_bit(tiny: CausalModel, transport: str, request: Any) -> None:
+    if transport == "ray":
+        request.getfixturevalue("ray_cluster")
+    asked, workers = prompts(20), 1 if transport == "ray" else 2  # an actor imports everything anew
+    with PhaseSplitServer(tiny, workers, workers, transport=transport, checksums=True) as server:
+        streams = [server.submit(prompt, 1 + i % 12) for i, prompt in enumerate(asked)]
+        answers = [stream.result(WAIT_S) for stream in streams]
+    for i, (prompt, answer, stream) in enumerate(zip(asked, answers, streams, strict=True)):
+        assert answer == generated(tiny, prompt, 1 + i % 12), i
+        assert len(stream.times_s) == len(answer)
+        assert stream.times_s == sorted(stream.times_s)
+        assert stream.ttft_s > 0
+        assert stream.record.attempts == 1
+        if len(answer) > 1:
+            assert stream.record.received_sha256 == stream.record.sent_sha256 != ""
+            assert stream.record.kv_bytes == 2 * 3 * 2 * 16 * 4 * len(prompt)
+        else:
+            assert stream.record.kv_bytes == 0  # nothing was sent
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_a_colocated_server_gives_the_same_tokens(tiny: CausalModel, chunk: int | None) -> None:
+    asked = prompts(12)
+    with ColocatedServer(tiny, threads=1, chunk=chunk) as server:
+        streams = [server.submit(prompt, 1 + i % 12) for i, prompt in enumerate(asked)]
+        assert list(streams[5]) == generated(tiny, asked[5], 6)  # token by token
+        for i, (prompt, stream) in enumerate(zip(asked, streams, strict=True)):
+            assert stream.result(WAIT_S) == generated(tiny, prompt, 1 + i % 12)
+
+
+def kill(server: Any, role: str) -> None:
+    worker = next(one for one in server._workers if one.role == role)
+    os.kill(worker.handle.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_requests_of_a_dead_worker_start_again(tiny: CausalModel, role: str, transport: str) -> None:
+    asked = prompts(6)
+    with PhaseSplitServer(tiny, transport=transport) as server:
+        streams = [server.submit(prompt, 200) for prompt in asked]
+        next(streams[0])  # it is under way
+        kill(server, role)
+        for prompt, stream in zip(asked, streams, strict=True):
+            assert stream.result(WAIT_S) == generated(tiny, prompt, 200)
+        assert max(stream.record.attempts for stream in streams) == 2
+        assert server.submit(asked[0], 5).result(WAIT_S) == generated(tiny, asked[0], 5)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_without_restarts_every_request_fails_with_the_reason(tiny: CausalModel, role: str) -> None:
+    with PhaseSplitServer(tiny, restarts=0) as server:
+        streams = [server.submit(prompt, 2000) for prompt in prompts(3)]
+        next(streams[0])
+        kill(server, role)
+        for stream in streams:
+            if role == "decode" or not stream.done:
+                with pytest.raises(ServingError, match=f"{role} worker 0 ended with exit code -9"):
+                    stream.result(WAIT_S)
+        deadline = time.monotonic() + WAIT_S
+        while not server._fault and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(ServingError, match="ended with exit code"):
+            server.submit([1, 2], 3)
+
+
+def test_another_worker_takes_over(tiny: CausalModel) -> None:
+    asked = prompts(6)
+    with PhaseSplitServer(tiny, 1, 2, restarts=0) as server:
+        streams = [server.submit(prompt, 100) for prompt in asked]
+        next(streams[0])
+        kill(server, "decode")
+        for prompt, stream in zip(asked, streams, strict=True):
+            assert stream.result(WAIT_S) == generated(tiny, prompt, 100)
+
+
+def test_bad_requests_and_models_say_what_is_wrong(tiny: CausalModel, tmp_path: Path) -> None:
+    with PhaseSplitServer(tiny) as server:
+        with pytest.raises(ServingError, match="prompt_ids holds 999: expected 0 to 127"):
+            server.submit([1, 999], 4).result(WAIT_S)
+        with pytest.raises(ValueError, match="prompt_ids is empty"):
+            server.submit([], 4)
+        with pytest.raises(ValueError, match="max_new_tokens must be >= 1"):
+            server.submit([1], 0)
+        assert server.submit([1, 2, 3], 4).result(WAIT_S) == generated(tiny, [1, 2, 3], 4)
+        waiting = server.submit([1, 2, 3], 3000)
+        with pytest.raises(TimeoutError, match=r"tokens after 0\.01 s"):
+            waiting.result(0.01)
+    with pytest.raises(ServingError, match="the server was closed"):
+        waiting.result(WAIT_S)
+    with pytest.raises(ServingError, match="the server is closed"):
+        server.submit([1], 1)
+    with pytest.raises(ServingError, match=r"could not start: ValueError: .*config\.json"):
+        PhaseSplitServer(tmp_path)
+    with pytest.raises(ValueError, match="transport must be one of shm, tcp, ray"):
+        PhaseSplitServer(tiny, transport="pigeon")
+    with pytest.raises(ValueError, match="prefill must be >= 1"):
+        PhaseSplitServer(tiny, 0)
+
+
+def test_a_layer_larger_than_the_ring_is_named(tiny: CausalModel) -> None:
+    with PhaseSplitServer(tiny, ring_bytes=2**12) as server, pytest.raises(ServingError, match="larger ring_bytes"):
+        server.submit([5] * 500, 4).result(WAIT_S)
+
+
+def test_smollm2_over_shared_memory(smollm2: Path) -> None:
+    """Prompts of text; a cache has 46,080 bytes a token."""
+    loaded = load_causal(smollm2)
+    texts = [
+        "The capital of France is",
+        "A river that leaves its main stream and",
+        "def add(a, b):\n",
+        "Once upon a time, ",
+    ]
+    asked = [loaded.tokenizer(text).input_ids for text in texts]
+    with PhaseSplitServer(smollm2, checksums=True) as server:
+        streams = [server.submit(prompt, 12) for prompt in asked]
+        for prompt, stream in zip(asked, streams, strict=True):
+            assert stream.result(WAIT_S) == generated(loaded, prompt, 12)
+            assert stream.record.received_sha256 == stream.record.sent_sha256
+            assert stream.record.kv_bytes == 46_080 * len(prompt)
