@@ -64,7 +64,7 @@ def test_a_worker_that_dies_twice_leaves_its_run_interrupted(plugin: str, cluste
 
 
 def test_leaving_early_cancels_what_still_runs(plugin: str, cluster: None) -> None:
-    runs = RayCluster(2).run([Request(plugin, "smoke", 0), Request(plugin, "smoke", 1, {"pause_s": 0.2})])
+    runs = RayCluster(2).run([Request(plugin, "smoke", 0), Request(plugin, "smoke", 1, {"pause_s": 3.0})])
     assert next(iter(runs)).state == "finished"
     runs.close()
     other = next(run for run in list_runs() if run.seed == 1)
