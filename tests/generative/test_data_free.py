@@ -92,7 +92,11 @@ if dist.get_rank() == 0:
     assert not set(inputs[0]) & set(inputs[1]), "both processes drew the same noise"
     assert balances[0] == balances[1], "the balance is not common"
     print("equal")
+dist.barrier()
 dist.destroy_process_group()
+import os, sys
+sys.stdout.flush()
+os._exit(0)  # a thread of gloo that is still alive at the interpreter's exit aborts the process
 """
 
 
@@ -223,11 +227,12 @@ def test_the_corrections_teacher_is_guided_in_its_own_interval(monkeypatch: pyte
     assert made == [(0.0, 1.0), (0.3, 1.0)]
 
 
+@pytest.mark.xdist_group("distributed")
 def test_two_processes_share_weights_and_balance() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-c", TWO_PROCESSES]
     command[-2:] = ["--no-python", sys.executable, "-c", TWO_PROCESSES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert "equal" in done.stdout
 
 
