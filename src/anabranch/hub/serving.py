@@ -7,12 +7,8 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from threading import Thread
-from typing import TYPE_CHECKING
 
 from anabranch.lab import LabError
-
-if TYPE_CHECKING:
-    from anabranch.hub.site import Site
 
 
 def serve(
@@ -50,10 +46,11 @@ def serve(
     port = listener.getsockname()[1]
     hosts = LOOPBACK | {host, *names} | ({"*"} if host in ("0.0.0.0", "::") and not names else set())
     site = Site()
+    site.known()  # what the first page needs is read before anybody can ask
+    site.results()
     app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts))
     shown = f"http://{'localhost' if is_loopback(host) else host}:{port}/" + (f"?token={token}" if token else "")
     say(f"anabranch is at {shown}  (Ctrl-C ends it)")
-    Thread(target=_warm, args=(site,), daemon=True).start()
     if open_browser:
         Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
     config = uvicorn.Config(
@@ -64,12 +61,6 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         site.close()
-
-
-def _warm(site: Site) -> None:
-    """What the first page needs, read before anybody asks."""
-    site.known()
-    site.results()
 
 
 def _listen(host: str, port: int) -> socket.socket:
