@@ -253,6 +253,8 @@ class _Server:
                 elif kind == "arrived":
                     job.arrived_s, job.stream.record.kv_bytes, job.stream.record.received_sha256 = rest[1:]
                     self._exposed(job)
+                    if job.prefill_end_s:
+                        self._leave(job, job.prefill)
                 elif kind == "lost":
                     self._lost(job)
                 else:
@@ -263,7 +265,8 @@ class _Server:
         record.prefill_s, record.sending_s, record.sent_sha256 = seconds, sending, sha
         job.prefill_end_s = ended
         self._exposed(job)
-        if job.prefill is not None and job.prefill.role == "prefill":
+        # Until its cache has arrived a request is still the prefill worker's: were that to die, the rest would never come.
+        if job.prefill is not None and job.prefill.role == "prefill" and (job.decode is None or job.arrived_s):
             self._leave(job, job.prefill)
         if job.decode is not None:
             more = job.stream.max_new_tokens - len(job.stream.tokens) - 1
