@@ -81,7 +81,7 @@ class DailyPapers:
             self._asked = 0.0
             try:
                 answer = get_session().get(url, params=params, timeout=self.timeout_s)
-            except Exception as error:  # the session's transport decides which
+            except Exception as error:  # which one depends on the HTTP library
                 if not _is_transport(error):
                     raise
                 reason = f"{type(error).__name__}: {error}"
