@@ -180,6 +180,15 @@ def test_modules_are_read_in_a_sitting() -> None:
     assert not long
 
 
+def test_test_modules_have_names_of_their_own() -> None:
+    """Folders without ``__init__.py`` share one name space: of two modules of one name pytest reads only the first."""
+    places = defaultdict(list)
+    for path in (ROOT / "tests").rglob("*.py"):
+        if not (path.parent / "__init__.py").exists() and path.name != "conftest.py":
+            places[path.name].append(str(path.relative_to(ROOT)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
 def test_library_packages_do_not_print() -> None:
     for package in PACKAGES:
         for path in (SRC / package).rglob("*.py"):
