@@ -12,7 +12,8 @@ from torch import Tensor
 
 from anabranch.attention._causal_linear import causal_linear
 from anabranch.attention._checks import check_heads, check_mask, compute_dtype, full_precision, one_mask
-from anabranch.attention._conservation import Options, attend_heads
+from anabranch.attention._flow_types import Options
+from anabranch.attention._fused_flow import attend_heads
 from anabranch.attention.features import split_map
 
 Queries = Float[Tensor, "batch heads n d"]

@@ -18,15 +18,23 @@ def _relu(x: Tensor) -> Tensor:
 
 
 def _elu(x: Tensor) -> Tensor:
-    return torch.exp(x.clamp(max=0)) + torch.relu(x)  # a fifth of the time of torch's elu
+    # A fifth of the time of torch's elu; a tape forbids to write over what exp has given.
+    if torch.is_grad_enabled():
+        return torch.exp(x.clamp(max=0)) + torch.relu(x)
+    return x.clamp(max=0).exp_().add_(torch.relu(x))
 
 
-# name -> (map, gradient of its argument from the gradient of its value, the argument and the value)
+def _sigmoid_derivative(grad: Tensor, _: Tensor, y: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.sigmoid_backward.grad_input(grad, y, grad_input=grad)
+    return result
+
+
+# name -> (map, gradient of its argument, written over that of its value, from the argument and the value)
 _MAPS: dict[str, tuple[FeatureMap, Derivative]] = {
-    "sigmoid": (torch.sigmoid, lambda grad, x, y: torch.ops.aten.sigmoid_backward(grad, y)),
-    "relu": (_relu, lambda grad, x, y: grad * (x > 0)),
+    "sigmoid": (torch.sigmoid, _sigmoid_derivative),
+    "relu": (_relu, lambda grad, x, y: grad.mul_(x > 0)),
     "identity": (lambda x: x, lambda grad, x, y: grad),
-    "elu": (_elu, lambda grad, x, y: grad * y.clamp(max=1)),
+    "elu": (_elu, lambda grad, x, y: grad.mul_(y.clamp(max=1))),
 }
 
 FLOW_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -15,8 +15,10 @@ from anabranch.attention._checks import (
     nearest,
     one_mask,
 )
-from anabranch.attention._conservation import Options, attend, attend_heads
+from anabranch.attention._conservation import attend
 from anabranch.attention._distributed import max_over, sum_over
+from anabranch.attention._flow_types import Options
+from anabranch.attention._fused_flow import attend_heads
 from anabranch.attention.causal import LOWEST, flow_attention_causal
 from anabranch.attention.features import FeatureMap, split_map
 
