@@ -14,9 +14,12 @@ except ModuleNotFoundError as _error:
 from anabranch.distributed._steps import Did
 from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
+from anabranch.distributed.bench import TrainingBench, TrainingRun
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
-from anabranch.distributed.launching import Ranks, launch
+from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
+from anabranch.distributed.launching import Kept, Ranks, launch
+from anabranch.distributed.link_speed import LinkSpeed, measure_link
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
@@ -33,7 +36,7 @@ from anabranch.distributed.planning import (
     stage_memory,
     variance_balance,
 )
-from anabranch.distributed.profile import LayerProfile, profile_layers
+from anabranch.distributed.profile import LayerProfile, profile_at, profile_layers
 from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
     Action,
@@ -50,7 +53,9 @@ __all__ = [
     "CausalLayers",
     "DeferredBatchNorm",
     "Did",
+    "Kept",
     "LayerProfile",
+    "LinkSpeed",
     "LocalPipeline",
     "Pipeline",
     "PipelineError",
@@ -64,12 +69,16 @@ __all__ = [
     "StageCosts",
     "StashSkip",
     "TrainingArm",
+    "TrainingBench",
+    "TrainingRun",
     "activation_memory",
     "causal_layers",
     "convert_batchnorm",
     "fill_drain",
+    "gradient_error",
     "interleaved",
     "launch",
+    "measure_link",
     "measured_timeline",
     "most_layers",
     "next_token_loss",
@@ -77,8 +86,10 @@ __all__ = [
     "pipeline_from_transformers",
     "plan_pipeline",
     "predict_step",
+    "profile_at",
     "profile_layers",
     "profile_transformer",
+    "relative_gradient_error",
     "residual_network_layers",
     "simulate_pipeline",
     "split_batch",
