@@ -64,7 +64,7 @@ def test_losses_and_gradients_are_those_of_torch(ranks: Ranks, schedule: str, mi
 def test_all_arms_train_alike_and_go_through_the_data(ranks: Ranks) -> None:
     bench = transformer_bench(ranks)
     adam = partial(torch.optim.Adam, lr=3e-3)
-    alone = bench.train("one process", steps=4, make_optimizer=adam)  # type: ignore[arg-type]
+    alone = bench.train("one process", steps=4, make_optimizer=adam, with_state=True)  # type: ignore[arg-type]
     torch.manual_seed(3)
     model = nn.Sequential(*vision_transformer_layers(blocks=2, width=16))
     optimizer = adam(model.parameters())
@@ -85,9 +85,12 @@ def test_all_arms_train_alike_and_go_through_the_data(ranks: Ranks) -> None:
         ("ddp", 1),
         ("torch gpipe", 4),
     ):
-        found = bench.train(arm, micro_batches, steps=4, make_optimizer=adam)  # type: ignore[arg-type]
+        found = bench.train(arm, micro_batches, steps=4, make_optimizer=adam, with_state=True)  # type: ignore[arg-type]
         assert found.losses == pytest.approx(alone.losses, abs=1e-4), arm
         assert set(found.state) == set(alone.state)
+        for name, tensor in alone.state.items():
+            assert (found.state[name] - tensor).abs().max() < 2e-3, (arm, name)  # Adam makes much of small gradients
+    assert bench.train("gpipe", 2, steps=1).state == {}
     assert bench.run("gpipe", 4) == pytest.approx(alone.losses[0], abs=1e-5)  # weights of run are the first ones
 
 

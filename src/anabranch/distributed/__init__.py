@@ -14,7 +14,7 @@ except ModuleNotFoundError as _error:
 from anabranch.distributed._steps import Did
 from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
-from anabranch.distributed.bench import TrainingBench, TrainingRun
+from anabranch.distributed.bench import PlanOutcome, TrainingBench, TrainingRun
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
 from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
@@ -24,7 +24,13 @@ from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
 from anabranch.distributed.pipeline import Pipeline
-from anabranch.distributed.pipeline_times import PipelineTimeline, measured_timeline, simulate_pipeline
+from anabranch.distributed.pipeline_times import (
+    PipelineTimeline,
+    even_step_s,
+    measured_timeline,
+    simulate_measured,
+    simulate_pipeline,
+)
 from anabranch.distributed.planning import (
     PipelinePlan,
     StageCosts,
@@ -46,6 +52,7 @@ from anabranch.distributed.schedules import (
     one_forward_one_backward,
 )
 from anabranch.distributed.skips import PopSkip, StashSkip
+from anabranch.distributed.training_memory import training_bytes
 from anabranch.distributed.transformer_profile import profile_transformer
 
 __all__ = [
@@ -62,6 +69,7 @@ __all__ = [
     "PipelinePlan",
     "PipelineSchedule",
     "PipelineTimeline",
+    "PlanOutcome",
     "PopSkip",
     "RankFailed",
     "Ranks",
@@ -74,6 +82,7 @@ __all__ = [
     "activation_memory",
     "causal_layers",
     "convert_batchnorm",
+    "even_step_s",
     "fill_drain",
     "gradient_error",
     "interleaved",
@@ -91,12 +100,14 @@ __all__ = [
     "profile_transformer",
     "relative_gradient_error",
     "residual_network_layers",
+    "simulate_measured",
     "simulate_pipeline",
     "split_batch",
     "split_sizes",
     "stage_costs",
     "stage_memory",
     "training_arm",
+    "training_bytes",
     "variance_balance",
     "vision_transformer_layers",
 ]

@@ -130,6 +130,13 @@ class PipelinePlan:
     memory_bytes: tuple[float, ...]
     bubble_fraction: float
 
+    @property
+    def arm(self) -> str:
+        """The name of the :func:`training_arm` that carries it out (with replicas, of a plan without stages only)."""
+        if self.stages == 1:
+            return "ddp" if self.replicas > 1 else "one process"
+        return self.schedule if self.checkpoint == "never" else f"{self.schedule}-recompute"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -18,11 +18,12 @@ class Settings:
     pairs: int  # interleaved pairs of every timed ratio
     cap_mib: float  # memory of one stage when the deepest model is sought, MiB
     simulated_stages: tuple[int, ...]  # numbers K of the paper's tables
+    norm_steps: int  # training steps of the residual network with batch norm
     fine_tune_steps: int  # of the language model over two stages; 0 leaves it out
     fashion: bool = True  # train on Fashion-MNIST, else on random images
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "width", "batch", "steps"):
+        for name in ("blocks", "width", "batch", "steps", "norm_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.blocks < 2:
@@ -31,6 +32,10 @@ class Settings:
             raise ValueError(f"micro_batches={self.micro_batches}: expected numbers from 1 to batch={self.batch}")
         if self.pairs < 3:
             raise ValueError(f"pairs={self.pairs}: an interval needs at least 3")
+
+    def closest(self, wanted: int) -> int:
+        """The timed number of micro-batches that is closest to ``wanted``."""
+        return min(self.micro_batches, key=lambda m: abs(m - wanted))
 
 
 PAPER = Paper(
@@ -99,6 +104,7 @@ assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_
             pairs=3,
             cap_mib=4.0,
             simulated_stages=(2, 4, 8),
+            norm_steps=2,
             fine_tune_steps=0,
             fashion=False,
         ),
@@ -111,6 +117,7 @@ assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_
             pairs=5,
             cap_mib=256.0,
             simulated_stages=(2, 4, 8, 16, 32, 64, 128),
+            norm_steps=40,
             fine_tune_steps=3,
         ),
         "paper": Settings(
@@ -122,6 +129,7 @@ assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_
             pairs=9,
             cap_mib=8192.0,
             simulated_stages=(2, 4, 8, 16, 32, 64, 128),
+            norm_steps=200,
             fine_tune_steps=100,
         ),
     },
