@@ -29,7 +29,7 @@ from anabranch.distributed.training_memory import training_bytes
 MakeLayers = Callable[[], Sequence[nn.Module]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Balance = tuple[int, ...] | None
-_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)  # type: ignore[assignment]
+_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,21 @@ class PipelinePlan:
             return "ddp" if self.replicas > 1 else "one process"
         return self.schedule if self.checkpoint == "never" else f"{self.schedule}-recompute"
 
+    def timeline(
+        self,
+        profile: LayerProfile | Sequence[LayerProfile],
+        *,
+        batch: int,
+        bandwidth_bytes_per_s: float,
+        latency_s: float = 0.0,
+    ) -> PipelineTimeline:
+        """The step of one replica, action by action, for the profile, mini-batch and link that it was planned for."""
+        schedule = named_schedule(self.schedule, self.stages, self.micro_batches, self.checkpoint)
+        return predict_step(
+            profile, self.balance, schedule, samples=batch // self.replicas, bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+            latency_s=latency_s,
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
