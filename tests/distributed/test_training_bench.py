@@ -19,6 +19,7 @@ from anabranch.distributed import (
     TrainingBench,
     gradient_error,
     measure_link,
+    plan_pipeline,
     profile_at,
     relative_gradient_error,
     vision_transformer_layers,
@@ -107,6 +108,29 @@ def test_timelines_and_profiles(ranks: Ranks) -> None:
     assert (profile.forward_s > 0).all()
     with pytest.raises(ValueError, match="batch among them"):
         transformer_bench(ranks, batch=25)
+
+
+def test_plans_are_carried_out(ranks: Ranks) -> None:
+    bench = transformer_bench(ranks)
+    profiles = [bench.profile(size, repeats=2) for size in (2, 16)]
+    plans = plan_pipeline(profiles, devices=2, memory_bytes=1e12, bandwidth_bytes_per_s=1e9, batch=16)
+    asked = {
+        ("gpipe", 2, 4),
+        ("gpipe-recompute", 2, 4),
+        ("1f1b", 2, 8),
+        ("1f1b-recompute", 2, 2),
+        ("ddp", 1, 1),
+        ("one process", 1, 1),
+    }
+    chosen = {(p.arm, p.stages, p.micro_batches): p for p in plans if p.checkpoint != "always"}
+    assert asked <= set(chosen)
+    for key in asked:
+        done = bench.carry_out(chosen[key], repeats=2)
+        assert len(done.seconds) == 2
+        assert 0 < min(done.seconds) <= done.step_s <= max(done.seconds)
+        assert done.memory_bytes == pytest.approx(chosen[key].memory_bytes, rel=0.05), key
+    with pytest.raises(ValueError, match="expected one stage and the whole mini-batch, or 2 stages"):
+        bench.carry_out(next(p for p in plans if p.stages == 1 and p.micro_batches == 4))
 
 
 def bench_layers() -> list[nn.Module]:

@@ -218,7 +218,8 @@ class _Held:
             checkpoint=plan.checkpoint, batchnorm=self.batchnorm,
         )  # fmt: skip
         samples = self.batch // plan.replicas
-        return training_bytes(pipeline, self.x[:samples], self.target[:samples], self.loss_fn, torch.optim.Adam)
+        x, target = self.x[:samples].clone(), self.target[:samples].clone()  # a view would hold all samples
+        return training_bytes(pipeline, x, target, self.loss_fn, torch.optim.Adam)
 
     def gradients(self, name: str, micro_batches: int) -> dict[str, Tensor]:
         arm = self.ready(name, micro_batches)
