@@ -236,7 +236,7 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
         profiles = [bench.profile(size, repeats=3) for size in sizes]
         link = pp.measure_link(ranks)
         plans = pp.plan_pipeline(
-            profiles, devices=STAGES, memory_bytes=64 * GIB, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+            profiles, devices=STAGES, memory_bytes=2.0**60, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
             latency_s=link.latency_s, batch=settings.batch,
         )  # fmt: skip
         stage.advance(plans=len(plans))
