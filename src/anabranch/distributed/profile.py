@@ -47,7 +47,7 @@ class LayerProfile:
     activation_bytes: Float64[np.ndarray, " layers"]
     output_bytes: Float64[np.ndarray, " layers"]
     input_bytes: float = 0.0
-    samples: float = 1
+    samples: float | int = 1
     only_next: Float64[np.ndarray, " layers"] | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class LayerProfile:
         return cls(tuple(names), **columns, input_bytes=input_bytes, samples=samples)
 
 
-def profile_at(profiles: LayerProfile | Sequence[LayerProfile], samples: float) -> LayerProfile:
+def profile_at(profiles: LayerProfile | Sequence[LayerProfile], samples: float | int) -> LayerProfile:
     """The costs for ``samples`` samples: in proportion to one profile, or on straight lines between profiles of several sizes.
 
     With several sizes what a layer takes whatever its batch is not taken for a share of every sample, so small micro-batches

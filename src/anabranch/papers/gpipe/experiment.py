@@ -38,6 +38,7 @@ TRANSFORMER_L = TransformerShape(
 )
 Row = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
+Layers = Callable[[], list[nn.Module]]
 
 
 def experiment(lab: Lab, settings: Settings) -> None:
@@ -77,7 +78,7 @@ def training_data(settings: Settings, seed: int, split: str = "train") -> Batch:
     return images[rows], labels[rows]
 
 
-def make_transformer(settings: Settings) -> Callable[[], list[nn.Module]]:
+def make_transformer(settings: Settings) -> Layers:
     return partial(pp.vision_transformer_layers, blocks=settings.blocks, width=settings.width)
 
 
@@ -148,7 +149,9 @@ def batch_norm(lab: Lab, settings: Settings, ranks: Ranks, data: Batch) -> None:
             model = nn.Sequential(*make()).eval()
             model.load_state_dict(run.state)
             with torch.no_grad():
-                accuracy = float((torch.cat([model(part) for part in x.split(500)]).argmax(1) == y).double().mean())
+                accuracy = float(
+                    (torch.cat([model(part) for part in x.chunk(1 + len(x) // 500)]).argmax(1) == y).double().mean()
+                )
             curves[name] = (list(range(steps)), run.losses)
             rows.append({"arm": name, "loss of the last 5": float(np.mean(run.losses[-5:])), "accuracy": accuracy})
             stage.advance(arm=name, accuracy=accuracy)
@@ -262,7 +265,7 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
     m = min(8, settings.batch)
     rows, found = list[Row](), dict[tuple[str, str], int]()
     residual = partial(pp.residual_network_layers, blocks=settings.blocks, width=16)
-    models = {"transformer": make_transformer(settings), "residual": residual}
+    models: dict[str, Layers] = {"transformer": make_transformer(settings), "residual": residual}
     worst = 0.0
     with lab.stage("memory", total=6) as stage:
         for kind, make in models.items():
