@@ -128,7 +128,8 @@ def test_plans_are_carried_out(ranks: Ranks) -> None:
         done = bench.carry_out(chosen[key], repeats=2)
         assert len(done.seconds) == 2
         assert 0 < min(done.seconds) <= done.step_s <= max(done.seconds)
-        assert done.memory_bytes == pytest.approx(chosen[key].memory_bytes, rel=0.05), key
+        # with 1F1B the first stage's inputs are views of the whole mini-batch, 16 images, which stays
+        assert done.memory_bytes == pytest.approx(chosen[key].memory_bytes, rel=0.02, abs=16 * 784 * 4), key
     with pytest.raises(ValueError, match="expected one stage and the whole mini-batch, or 2 stages"):
         bench.carry_out(next(p for p in plans if p.stages == 1 and p.micro_batches == 4))
 

@@ -126,15 +126,14 @@ def training(lab: Lab, settings: Settings, bench: Bench) -> None:
     reference = np.array(found["one process"])
     lab.measure("loss-curve-difference", max(float(np.abs(np.array(v) - reference).max()) for v in found.values()))
     lab.measure("final-loss", float(reference[-5:].mean()))
-    steps = list(range(settings.steps))
-    figure = plot_curves({a: (steps, v) for a, v in found.items()}, title="The same training", x="step", y="loss")
+    curves = {arm: (range(len(losses)), losses) for arm, losses in found.items()}
+    figure = plot_curves(curves, title="The same training", x="step", y="loss")
     lab.figure("losses", figure, caption="Training loss of one process and of two stages, one on top of the other")
 
 
 def batch_norm(lab: Lab, settings: Settings, ranks: Ranks, data: Batch) -> None:
     """A residual network: batch norm couples the samples of a micro-batch, so nothing is exact here."""
-    m = settings.closest(4)
-    make = partial(pp.residual_network_layers, blocks=max(2, settings.blocks // 2), width=16)
+    m, make = settings.closest(4), partial(pp.residual_network_layers, blocks=max(2, settings.blocks // 2), width=16)
     x, y = training_data(settings, lab.seed + 1, "test")
     arms = {
         "one process": ("one process", 1, "deferred"),
@@ -152,7 +151,7 @@ def batch_norm(lab: Lab, settings: Settings, ranks: Ranks, data: Batch) -> None:
                 accuracy = float(
                     (torch.cat([model(part) for part in x.chunk(1 + len(x) // 500)]).argmax(1) == y).double().mean()
                 )
-            curves[name] = (list(range(steps)), run.losses)
+            curves[name] = (range(steps), run.losses)
             rows.append({"arm": name, "loss of the last 5": float(np.mean(run.losses[-5:])), "accuracy": accuracy})
             stage.advance(arm=name, accuracy=accuracy)
     for row in rows:
@@ -252,8 +251,7 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
             row |= {"least": min(done.seconds), "most": max(done.seconds), "predicted bytes": max(plan.memory_bytes)}
             rows.append({**row, "bytes": max(done.memory_bytes)})
             stage.advance(M=plan.micro_batches)
-    sized = ", ".join(map(str, sizes))
-    lab.table("plans", rows, caption=f"Plans from layers profiled at {sized} samples, and carried out (median of 3)")
+    lab.table("plans", rows, caption=f"Plans from layers profiled at {sizes} samples, and carried out (median of 3)")
     lab.measure("plan-step-error", max(abs(row["seconds"] / row["predicted seconds"] - 1) for row in rows))
     lab.measure("plan-memory-error", max(abs(row["bytes"] / row["predicted bytes"] - 1) for row in rows))
 
@@ -264,8 +262,8 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
 def memory(lab: Lab, settings: Settings, data: Batch) -> None:
     m = min(8, settings.batch)
     rows, found = list[Row](), dict[tuple[str, str], int]()
-    residual = partial(pp.residual_network_layers, blocks=settings.blocks, width=16)
-    models: dict[str, Layers] = {"transformer": make_transformer(settings), "residual": residual}
+    models: dict[str, Layers] = {"transformer": make_transformer(settings)}
+    models["residual"] = partial(pp.residual_network_layers, blocks=settings.blocks, width=16)
     worst = 0.0
     with lab.stage("memory", total=6) as stage:
         for kind, make in models.items():
@@ -381,11 +379,10 @@ def fine_tuning(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     root, steps = data_folder(), settings.fine_tune_steps
     if not steps or not SMOLLM2_GGUF.here(root):
         return
-    with lab.stage("fine-tuning", total=3) as stage:
+    with lab.stage("fine-tuning"):
         loaded = ranks.keep(load_causal, SMOLLM2_GGUF.folder(root) / SMOLLM2_GGUF.files[0].name)
         tokens = ranks.call(tokens_of, loaded, TEXTS)[0]
         bench = Bench(ranks, ranks.keep(layers_of, loaded), tokens, tokens, loss_fn=pp.next_token_loss)
-        stage.advance()
         sgd = partial(torch.optim.SGD, lr=1e-2)
         alone = bench.train("one process", steps=steps, make_optimizer=sgd).losses
         piped = bench.train("gpipe-recompute", len(TEXTS), steps=steps, make_optimizer=sgd).losses
