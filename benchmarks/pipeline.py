@@ -14,16 +14,8 @@ from functools import partial
 
 import torch
 
-import anabranch.papers.gpipe.experiment as gpipe
-from anabranch.distributed import Ranks
+from anabranch.distributed import Ranks, TrainingBench, vision_transformer_layers
 from anabranch.lab import time_pairs
-from anabranch.papers.gpipe import Settings
-
-
-def loss_of(arm: str, micro_batches: int) -> float:
-    """Of one mini-batch, on the last stage."""
-    loss = gpipe.arm_of(arm, micro_batches).step(*gpipe.batch())
-    return float("nan") if loss is None else float(loss.detach())
 
 
 def main() -> None:
@@ -31,16 +23,13 @@ def main() -> None:
     for name, value in (("pairs", 9), ("blocks", 12), ("width", 128), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    settings = Settings(
-        blocks=given.blocks, width=given.width, batch=given.batch, micro_batches=(1, 2, 4, 8, 16), steps=1,
-        pairs=given.pairs, cap_mib=1.0, simulated_stages=(2,), fine_tune_steps=0, fashion=False,
-    )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(given.batch, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (given.batch,), generator=generator)
-    with Ranks(gpipe.STAGES, preload=("anabranch.papers.gpipe.experiment",)) as ranks:
-        ranks.call(gpipe.prepare, settings, images, labels, 0)
-        once = partial(partial, ranks.call, gpipe.run_once)
+    layers = partial(vision_transformer_layers, blocks=given.blocks, width=given.width)
+    with Ranks(2) as ranks:
+        bench = TrainingBench(ranks, layers, images, labels)
+        once = partial(partial, bench.run)
         print(
             f"{'ours':>10} {'M':>3}   {'peer':14} {'ours, s':>9} {'peer, s':>9} {'peer / ours':>12}   least to most   formula"
         )
@@ -55,7 +44,7 @@ def main() -> None:
         ):
             peer_m = m if peer.startswith("torch") else 1
             if peer.startswith("torch"):
-                a, b = (ranks.call(loss_of, arm, m)[1] for arm in (ours, peer))
+                a, b = (bench.run(arm, m) for arm in (ours, peer))
                 assert abs(a - b) < 1e-5, (a, b)
             timing = time_pairs(once(ours, m), once(peer, peer_m), pairs=given.pairs)
             low, high = min(timing.ratios), max(timing.ratios)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from anabranch.distributed import (
     residual_network_layers,
     stage_costs,
     stage_memory,
+    training_bytes,
     variance_balance,
     vision_transformer_layers,
 )
@@ -180,3 +182,14 @@ def test_the_deepest_model_that_fits() -> None:
     two = most_layers(deep, stages=2, micro_batches=1, checkpoint="never", **options)
     assert two == 19  # the second stage has an input to keep besides its ten layers of 10
     assert most_layers(deep, stages=1, micro_batches=1, checkpoint="never", **{**options, "memory_bytes": 5.0}) == 0
+
+
+def test_bytes_of_training_are_counted() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3)]
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    for optimizer, states in ((torch.optim.Adam, 2), (partial(torch.optim.SGD, lr=0.1), 0)):
+        pipeline = LocalPipeline(layers, [2, 3], micro_batches=4, checkpoint="never")
+        kept = pipeline.kept_bytes(x, y, cross_entropy)
+        found = training_bytes(pipeline, x, y, cross_entropy, optimizer)  # type: ignore[arg-type]
+        assert found == [kept[0] + (6 * 8 + 8) * 4 * (2 + states), kept[1] + (8 * 4 + 4 + 4 * 3 + 3) * 4 * (2 + states)]

@@ -9,10 +9,12 @@ import pytest
 
 from anabranch.distributed import (
     PipelineSchedule,
+    even_step_s,
     fill_drain,
     interleaved,
     measured_timeline,
     one_forward_one_backward,
+    simulate_measured,
     simulate_pipeline,
 )
 
@@ -138,3 +140,31 @@ def test_measured_times_are_read_as_simulated_ones() -> None:
     assert np.array_equal(again.end_s, told.end_s)
     with pytest.raises(ValueError, match=r"times has \[1, 1\] actions a stage: expected \[6, 6\]"):
         measured_timeline(schedule, [[(0.0, 1.0)], [(0.0, 1.0)]])
+
+
+def test_measured_steps_are_played_again_with_their_medians() -> None:
+    schedule = fill_drain(2, 3, checkpoint="except_last")
+    steps = [
+        simulate_pipeline(schedule, [f, 2.0], [3.0, 4 * f], recompute_s=[0.5, f], send_s=0.25) for f in (1.0, 1.5, 9.0)
+    ]
+    found = simulate_measured(steps)
+    wanted = simulate_pipeline(schedule, [1.5, 2.0], [3.0, 6.0], recompute_s=[0.5, 1.5])
+    assert np.allclose(found.end_s, wanted.end_s, equal_nan=True)
+    assert simulate_measured([simulate_pipeline(fill_drain(2, 3, checkpoint="never"), 1.0, 2.0)]).step_s == 12.0
+    with pytest.raises(ValueError, match="timelines must not be empty"):
+        simulate_measured([])
+
+
+def test_bars_are_the_actions() -> None:
+    found = simulate_pipeline(fill_drain(2, 2, checkpoint="always"), 1.0, 2.0, recompute_s=1.0).bars()
+    assert len(found) == 2 * 2 * 3
+    assert found[0] == ("stage 0", 0.0, 1.0, "forward", "0")
+    assert {bar[3] for bar in found} == {"forward", "backward", "recomputation"}
+    assert all(end > begin for _, begin, end, _, _ in found)
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), SIZES)
+def test_even_steps(stages: int, micro_batches: int) -> None:
+    wanted = 3 * (micro_batches + stages - 1) / (stages * micro_batches)
+    assert even_step_s(stages, micro_batches) == pytest.approx(wanted)
+    assert even_step_s(1, 1, checkpoint="always") == pytest.approx(4.0)

@@ -14,14 +14,23 @@ except ModuleNotFoundError as _error:
 from anabranch.distributed._steps import Did
 from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
+from anabranch.distributed.bench import PlanOutcome, TrainingBench, TrainingRun
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
 from anabranch.distributed.errors import PipelineError, RankFailed
-from anabranch.distributed.launching import Ranks, launch
+from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
+from anabranch.distributed.launching import Kept, Ranks, launch
+from anabranch.distributed.link_speed import LinkSpeed, measure_link
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
 from anabranch.distributed.pipeline import Pipeline
-from anabranch.distributed.pipeline_times import PipelineTimeline, measured_timeline, simulate_pipeline
+from anabranch.distributed.pipeline_times import (
+    PipelineTimeline,
+    even_step_s,
+    measured_timeline,
+    simulate_measured,
+    simulate_pipeline,
+)
 from anabranch.distributed.planning import (
     PipelinePlan,
     StageCosts,
@@ -33,7 +42,7 @@ from anabranch.distributed.planning import (
     stage_memory,
     variance_balance,
 )
-from anabranch.distributed.profile import LayerProfile, profile_layers
+from anabranch.distributed.profile import LayerProfile, profile_at, profile_layers
 from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
     Action,
@@ -43,6 +52,7 @@ from anabranch.distributed.schedules import (
     one_forward_one_backward,
 )
 from anabranch.distributed.skips import PopSkip, StashSkip
+from anabranch.distributed.training_memory import training_bytes
 from anabranch.distributed.transformer_profile import profile_transformer
 
 __all__ = [
@@ -50,13 +60,16 @@ __all__ = [
     "CausalLayers",
     "DeferredBatchNorm",
     "Did",
+    "Kept",
     "LayerProfile",
+    "LinkSpeed",
     "LocalPipeline",
     "Pipeline",
     "PipelineError",
     "PipelinePlan",
     "PipelineSchedule",
     "PipelineTimeline",
+    "PlanOutcome",
     "PopSkip",
     "RankFailed",
     "Ranks",
@@ -64,12 +77,17 @@ __all__ = [
     "StageCosts",
     "StashSkip",
     "TrainingArm",
+    "TrainingBench",
+    "TrainingRun",
     "activation_memory",
     "causal_layers",
     "convert_batchnorm",
+    "even_step_s",
     "fill_drain",
+    "gradient_error",
     "interleaved",
     "launch",
+    "measure_link",
     "measured_timeline",
     "most_layers",
     "next_token_loss",
@@ -77,15 +95,19 @@ __all__ = [
     "pipeline_from_transformers",
     "plan_pipeline",
     "predict_step",
+    "profile_at",
     "profile_layers",
     "profile_transformer",
+    "relative_gradient_error",
     "residual_network_layers",
+    "simulate_measured",
     "simulate_pipeline",
     "split_batch",
     "split_sizes",
     "stage_costs",
     "stage_memory",
     "training_arm",
+    "training_bytes",
     "variance_balance",
     "vision_transformer_layers",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,19 @@ from torch import Tensor, nn
 
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.pipeline import Pipeline
+from anabranch.simulation import balance as balanced
 
-ARMS = ("one process", "ddp", "naive", "gpipe", "gpipe-recompute", "1f1b", "torch gpipe", "torch 1f1b")
+ARMS = (
+    "one process",
+    "ddp",
+    "naive",
+    "gpipe",
+    "gpipe-recompute",
+    "1f1b",
+    "1f1b-recompute",
+    "torch gpipe",
+    "torch 1f1b",
+)
 
 
 @dataclass(frozen=True)
@@ -22,20 +33,32 @@ class TrainingArm:
 
     Attributes:
         pipeline: ours, for its timeline; None for a peer.
+        tensors: parameters and buffers that this process trains, by their names in the whole model.
     """
 
     step: Callable[[Any, Any], Tensor | None]
     parameters: list[nn.Parameter]
     pipeline: Pipeline | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def training_arm(
-    name: str, layers: Sequence[nn.Module], balance: Sequence[int], micro_batches: int, loss_fn: LossFunction
+    name: str,
+    layers: Sequence[nn.Module],
+    balance: Sequence[int] | None,
+    micro_batches: int,
+    loss_fn: LossFunction,
+    *,
+    batchnorm: str = "deferred",
 ) -> TrainingArm:
     """The layers, trained over all processes by the named arm; every process calls it with the same layers.
 
     "one process" works on rank 0 alone; "ddp" gives every rank its part of the batch; "torch gpipe" and "torch 1f1b" are
     ``torch.distributed.pipelining`` (equal micro-batches only); the others are :class:`Pipeline`.
+
+    Args:
+        balance: layers of every stage; as even as possible if not given.
+        batchnorm: of a :class:`Pipeline`.
 
     Raises:
         ValueError: another name.
@@ -43,16 +66,18 @@ def training_arm(
     if name not in ARMS:
         raise ValueError(f"name must be one of {ARMS}, got {name!r}")
     rank, world = dist.get_rank(), dist.get_world_size()
-    if name in ("naive", "gpipe", "gpipe-recompute", "1f1b"):
+    if name in ("naive", "gpipe", "gpipe-recompute", "1f1b", "1f1b-recompute"):
         recompute = name.endswith("recompute")
         pipeline = Pipeline(
             layers, balance, micro_batches=micro_batches, schedule=name.removesuffix("-recompute"),
-            checkpoint="except_last" if recompute else "never",
+            checkpoint="except_last" if recompute else "never", batchnorm=batchnorm,
         )  # fmt: skip
-        return TrainingArm(lambda x, y: pipeline.step(x, y, loss_fn), list(pipeline.parameters()), pipeline)
+        tensors = dict(pipeline._parts.full_names(rank))
+        return TrainingArm(lambda x, y: pipeline.step(x, y, loss_fn), list(pipeline.parameters()), pipeline, tensors)
     if name in ("one process", "ddp"):
         model: nn.Module = nn.Sequential(*layers)
         alone = name == "one process"
+        tensors = {} if alone and rank else dict(model.state_dict(keep_vars=True))
         model = model if alone else nn.parallel.DistributedDataParallel(model)
 
         def whole(x: Tensor, y: Tensor) -> Tensor | None:
@@ -64,11 +89,12 @@ def training_arm(
             loss.backward()
             return loss.detach()
 
-        return TrainingArm(whole, list(model.parameters()))
+        return TrainingArm(whole, list(model.parameters()), tensors=tensors)
     from torch.distributed import pipelining
 
-    first = sum(balance[:rank])
-    own = nn.Sequential(*layers[first : first + balance[rank]])
+    cut = balanced([1.0] * len(layers), world) if balance is None else balance
+    first = sum(cut[:rank])
+    own = nn.Sequential(*layers[first : first + cut[rank]])
     stage = pipelining.PipelineStage(own, rank, world, torch.device("cpu"))
     kind = pipelining.ScheduleGPipe if name == "torch gpipe" else pipelining.Schedule1F1B
     schedule = kind(stage, n_microbatches=micro_batches, loss_fn=loss_fn)
@@ -79,4 +105,9 @@ def training_arm(
         schedule.step(*((x,) if rank == 0 else ()), **last)
         return torch.stack(losses).mean().detach() if losses else None
 
-    return TrainingArm(theirs, list(own.parameters()))
+    tensors = {
+        f"{first + i}.{name}": tensor
+        for i, layer in enumerate(own)
+        for name, tensor in layer.state_dict(keep_vars=True).items()
+    }
+    return TrainingArm(theirs, list(own.parameters()), tensors=tensors)

@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,6 +23,13 @@ from anabranch.distributed.errors import PipelineError, RankFailed
 # After it what torch imports in the first backward that is given gradients and in the first optimizer: seconds each.
 _PRELOADED = ["anabranch.distributed", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"]
 _GRACE_S = 5.0  # for the others to say what they saw, after one has failed
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Stands for what every process of a :class:`Ranks` keeps under this number; in a call each process sees its own."""
+
+    number: int
 
 
 class Ranks:
@@ -49,6 +57,7 @@ class Ranks:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_PRELOADED, *preload])
+        self._kept = 0
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(nproc):
@@ -68,14 +77,29 @@ class Ranks:
     def call(self, fn: Callable[..., Any], *arguments: Any) -> list[Any]:
         """``fn(*arguments)`` in every process at once; what each returned, by rank. ``fn`` must be a module's own name.
 
+        An argument that is a :class:`Kept` is, in each process, what that process keeps.
+
         Raises:
             RankFailed: a process raised or died; all are stopped then.
         """
+        return self._call(fn, arguments, None)
+
+    def keep(self, fn: Callable[..., Any], *arguments: Any) -> Kept:
+        """As :meth:`call`, but what ``fn`` returns stays in the processes, for later calls: a model, data, a pipeline.
+
+        Raises:
+            RankFailed: a process raised or died; all are stopped then.
+        """
+        self._kept += 1
+        self._call(fn, arguments, self._kept)
+        return Kept(self._kept)
+
+    def _call(self, fn: Callable[..., Any], arguments: tuple[Any, ...], keep: int | None) -> list[Any]:
         if not self._processes:
             raise ValueError("the processes have been stopped")
         for pipe in self._pipes:
             with contextlib.suppress(OSError):  # found below
-                pipe.send((fn, arguments))
+                pipe.send((fn, arguments, keep))
         results: dict[int, Any] = {}
         failed: dict[int, Any] = {}  # how it died, or (saw another fail, trace)
         first: int | None = None
@@ -144,17 +168,22 @@ def launch(fn: Callable[..., Any], nproc: int, *arguments: Any, backend: str = "
 def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, port: int) -> None:
     """The life of a process: join the group, then answer calls until the pipe is closed."""
     code = 0
+    kept: dict[int, Any] = {}
     try:
         torch.set_num_threads(threads)
         store = TCPStore("127.0.0.1", port, is_master=False)
         dist.init_process_group(backend, store=store, rank=rank, world_size=nproc, timeout=timedelta(minutes=30))
         while True:
             try:
-                fn, arguments = pipe.recv()
+                fn, arguments, keep = pipe.recv()
             except EOFError:
                 break
             torch.set_num_threads(threads)
-            pipe.send((True, fn(*arguments)))
+            found = fn(*(kept[a.number] if isinstance(a, Kept) else a for a in arguments))
+            if keep is not None:
+                kept[keep], found = found, None
+            pipe.send((True, found))
+            del found  # nothing of a call outlives it, unless it is kept
     except BaseException as error:
         code = 1
         text = "".join(traceback.format_exception(error))

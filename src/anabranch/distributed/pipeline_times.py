@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from anabranch.distributed import _kernels_pipeline as kernels
-from anabranch.distributed.schedules import NOTHING, PipelineSchedule
+from anabranch.distributed.schedules import BACKWARD, FORWARD, NOTHING, RECOMPUTE, PipelineSchedule, fill_drain
 
+_KINDS = {"F": "forward", "B": "backward", "R": "recomputation"}
 Seconds = float | Sequence[float] | np.ndarray
 
 
@@ -29,6 +30,14 @@ class PipelineTimeline:
     busy_s: Float64[np.ndarray, " stages"]
     begin_s: Float64[np.ndarray, "stages actions"]
     end_s: Float64[np.ndarray, "stages actions"]
+
+    def bars(self) -> list[tuple[str, float, float, str, str]]:
+        """Bars of a Gantt chart: (stage, begin in seconds, end, what, number of the micro-batch), stage by stage."""
+        return [
+            (f"stage {k}", float(self.begin_s[k, i]), float(self.end_s[k, i]), _KINDS[a.kind], str(a.micro_batch))
+            for k in range(self.schedule.stages)
+            for i, a in enumerate(self.schedule.actions(k))
+        ]
 
 
 def simulate_pipeline(
@@ -83,6 +92,37 @@ def measured_timeline(schedule: PipelineSchedule, times: Sequence[Sequence[tuple
         begin[stage, : len(row)], end[stage, : len(row)] = np.array(row, np.float64).T
     first = np.nanmin(begin)
     return _timeline(schedule, begin - first, end - first)
+
+
+def simulate_measured(timelines: Sequence[PipelineTimeline]) -> PipelineTimeline:
+    """Measured steps of one schedule, played again with the median length of every stage's forwards, backwards, recomputations.
+
+    What is left between it and the measured steps is sending, waiting and noise.
+
+    Raises:
+        ValueError: no steps.
+    """
+    if not timelines:
+        raise ValueError("timelines must not be empty")
+    schedule = timelines[0].schedule
+    lengths = np.stack([one.end_s - one.begin_s for one in timelines])
+
+    def medians(kind: int) -> list[float]:
+        found = [lengths[:, k][:, schedule.kinds[k] == kind] for k in range(schedule.stages)]
+        return [float(np.median(one)) if one.size else 0.0 for one in found]
+
+    return simulate_pipeline(schedule, medians(FORWARD), medians(BACKWARD), recompute_s=medians(RECOMPUTE))
+
+
+def even_step_s(stages: int, micro_batches: int, *, checkpoint: str = "never") -> float:
+    """A fill-drain step of a model of one second forward and two backward for the mini-batch, cut in equal stages.
+
+    Raises:
+        ValueError: numbers below 1.
+    """
+    schedule = fill_drain(stages, micro_batches, checkpoint=checkpoint)
+    forward = 1.0 / stages / micro_batches
+    return simulate_pipeline(schedule, forward, 2 * forward, recompute_s=forward).step_s
 
 
 def _timeline(schedule: PipelineSchedule, begin: np.ndarray, end: np.ndarray) -> PipelineTimeline:

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from anabranch.distributed._partition import named_schedule
 from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
-from anabranch.distributed.profile import LayerProfile
+from anabranch.distributed.profile import LayerProfile, profile_at
 from anabranch.distributed.schedules import PipelineSchedule
 from anabranch.simulation import balance as balanced
 
@@ -130,13 +130,35 @@ class PipelinePlan:
     memory_bytes: tuple[float, ...]
     bubble_fraction: float
 
+    @property
+    def arm(self) -> str:
+        """The name of the :func:`training_arm` that carries it out (with replicas, of a plan without stages only)."""
+        if self.stages == 1:
+            return "ddp" if self.replicas > 1 else "one process"
+        return self.schedule if self.checkpoint == "never" else f"{self.schedule}-recompute"
+
+    def timeline(
+        self,
+        profile: LayerProfile | Sequence[LayerProfile],
+        *,
+        batch: int,
+        bandwidth_bytes_per_s: float,
+        latency_s: float = 0.0,
+    ) -> PipelineTimeline:
+        """The step of one replica, action by action, for the profile, mini-batch and link that it was planned for."""
+        schedule = named_schedule(self.schedule, self.stages, self.micro_batches, self.checkpoint)
+        return predict_step(
+            profile, self.balance, schedule, samples=batch // self.replicas, bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+            latency_s=latency_s,
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
 def predict_step(
-    profile: LayerProfile,
+    profile: LayerProfile | Sequence[LayerProfile],
     balance: Sequence[int],
     schedule: PipelineSchedule,
     *,
@@ -144,14 +166,15 @@ def predict_step(
     bandwidth_bytes_per_s: float = float("inf"),
     latency_s: float = 0.0,
 ) -> PipelineTimeline:
-    """The simulated step of a mini-batch of ``samples`` samples."""
-    costs = stage_costs(profile, balance, samples=samples / schedule.micro_batches)
+    """The simulated step of a mini-batch of ``samples`` samples; several profiles are of several sizes (:func:`profile_at`)."""
+    size = samples / schedule.micro_batches
+    costs = stage_costs(profile_at(profile, size), balance, samples=size)
     send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if len(balance) > 1 else 0.0
     return simulate_pipeline(schedule, costs.forward_s, costs.backward_s, recompute_s=costs.forward_s, send_s=send)
 
 
 def plan_pipeline(
-    profile: LayerProfile,
+    profile: LayerProfile | Sequence[LayerProfile],
     *,
     devices: int,
     memory_bytes: float,
@@ -169,6 +192,7 @@ def plan_pipeline(
     proportional to samples, plus ``overhead_s``. O(devices log(batch)) simulations.
 
     Args:
+        profile: costs of the layers; several are of several sizes, and times then follow :func:`profile_at`.
         devices: at most so many are used.
         memory_bytes: of each.
         bandwidth_bytes_per_s: between neighbours, one way, and of a ring between replicas.
@@ -187,24 +211,19 @@ def plan_pipeline(
             raise ValueError(f"{name} must be > 0, got {value}")
     found: list[PipelinePlan] = []
     least = float("inf")
-    for stages in range(1, min(devices, profile.layers) + 1):
+    layers = profile_at(profile, batch).layers
+    for stages in range(1, min(devices, layers) + 1):
         for replicas in range(1, devices // stages + 1):
             if batch % replicas or (replicas > 1 and devices // stages // replicas > 1):
                 continue  # equal shares; and no more devices idle than must
             samples = batch // replicas
             for micro_batches in _choices(samples):
+                sized = profile_at(profile, samples / micro_batches)
                 try:
-                    cut = _cut(
-                        profile,
-                        stages,
-                        samples / micro_batches,
-                        memory_bytes,
-                        bandwidth_bytes_per_s,
-                        bytes_per_parameter,
-                    )
+                    cut = _cut(sized, stages, memory_bytes, bandwidth_bytes_per_s, bytes_per_parameter)
                 except ValueError:
                     break  # the parameters alone do not fit
-                costs = stage_costs(profile, cut, samples=samples / micro_batches)
+                costs = stage_costs(sized, cut)
                 send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if stages > 1 else 0.0
                 for name in _SCHEDULES if stages > 1 else _SCHEDULES[:1]:
                     for checkpoint in _CHECKPOINTS:
@@ -304,13 +323,10 @@ def _choices(samples: int) -> list[int]:
     return sorted({*powers, samples} if samples <= 4096 else powers)
 
 
-def _cut(
-    profile: LayerProfile, stages: int, samples: float, memory: float, bandwidth: float, bytes_per_parameter: float
-) -> list[int]:
-    scale = samples / profile.samples
-    sends = 2 * profile.output_bytes[:-1] * scale / bandwidth  # forward the activations, backward their gradients
+def _cut(profile: LayerProfile, stages: int, memory: float, bandwidth: float, bytes_per_parameter: float) -> list[int]:
+    sends = 2 * profile.output_bytes[:-1] / bandwidth  # forward the activations, backward their gradients
     return balanced(
-        (profile.forward_s + profile.backward_s) * scale,
+        profile.forward_s + profile.backward_s,
         stages,
         cut_costs=sends if len(sends) else None,
         memory=profile.params * bytes_per_parameter,

@@ -47,7 +47,7 @@ class LayerProfile:
     activation_bytes: Float64[np.ndarray, " layers"]
     output_bytes: Float64[np.ndarray, " layers"]
     input_bytes: float = 0.0
-    samples: int = 1
+    samples: float | int = 1
     only_next: Float64[np.ndarray, " layers"] | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +110,34 @@ class LayerProfile:
             raise ValueError(f"{path}: no layers")
         columns = dict(zip(COLUMNS[1:], np.array(numbers).T.copy(), strict=True))
         return cls(tuple(names), **columns, input_bytes=input_bytes, samples=samples)
+
+
+def profile_at(profiles: LayerProfile | Sequence[LayerProfile], samples: float | int) -> LayerProfile:
+    """The costs for ``samples`` samples: in proportion to one profile, or on straight lines between profiles of several sizes.
+
+    With several sizes what a layer takes whatever its batch is not taken for a share of every sample, so small micro-batches
+    are not thought too fast. Beyond the sizes the nearest line goes on, never below 0.
+
+    Raises:
+        ValueError: no profiles, other layers, or a size twice.
+    """
+    known = [profiles] if isinstance(profiles, LayerProfile) else sorted(profiles, key=lambda one: one.samples)
+    if not known or len({one.names for one in known}) != 1 or len({one.samples for one in known}) < len(known):
+        raise ValueError("profiles must be of the same layers, at least one, each for another number of samples")
+    upper = next((i for i, one in enumerate(known) if one.samples >= samples), len(known) - 1)
+    right = known[max(upper, 1)] if len(known) > 1 else known[0]
+    left = known[max(upper, 1) - 1] if len(known) > 1 else None
+    share = samples / right.samples if left is None else (samples - left.samples) / (right.samples - left.samples)
+
+    def between(name: str) -> Any:
+        low = 0.0 if left is None else getattr(left, name)
+        return np.maximum(low + (getattr(right, name) - low) * share, 0.0)
+
+    columns = {name: right.params if name == "params" else between(name) for name in COLUMNS[1:]}
+    only_next = None if any(one.only_next is None for one in known) else between("only_next")
+    return LayerProfile(
+        right.names, **columns, input_bytes=float(between("input_bytes")), samples=samples, only_next=only_next
+    )
 
 
 def profile_layers(

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import anabranch.distributed as pp
 from anabranch.distributed import LayerProfile, LocalPipeline, Ranks
+from anabranch.distributed import TrainingBench as Bench
 from anabranch.lab import Lab, time_pairs
-from anabranch.lab.figures import Bar, curves_of, new_figure, plot_curves, plot_gantt
+from anabranch.lab.figures import curves_of, new_figure, plot_curves, plot_gantt
 from anabranch.lab.places import data_folder
+from anabranch.language import CausalModel, load_causal
 from anabranch.papers.gpipe import Settings
-from anabranch.simulation import TransformerShape, balance
+from anabranch.simulation import TransformerShape
+from anabranch.simulation import balance as even_cut
 from anabranch.worlds import SMOLLM2_GGUF, fashion_tensors
 
 GIB, MIB = 2**30, 2**20
 STAGES = 2  # real ones: a process on each core
-KINDS = {"F": "forward", "B": "backward", "R": "recomputation"}
 # What the paper and its reproduction print: throughput over 2 stages and 1 micro-batch, by (stages, micro-batches).
 PUBLISHED_AT = [(k, m) for m in (1, 4, 32) for k in (2, 4, 8)]
 TRANSFORMER = dict(zip(PUBLISHED_AT, (1, 1.07, 1.3, 1.7, 3.2, 4.8, 1.8, 3.4, 6.3), strict=True))
@@ -36,123 +38,139 @@ TRANSFORMER_L = TransformerShape(
 )
 Row = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
+Layers = Callable[[], list[nn.Module]]
 
 
 def experiment(lab: Lab, settings: Settings) -> None:
-    images, labels = training_data(settings, lab.seed)
+    data = training_data(settings, lab.seed)
+    first = (data[0][: settings.batch].clone(), data[1][: settings.batch].clone())
     with Ranks(STAGES, preload=(__name__,)) as ranks:  # they start while the simulator works
         tables(lab, settings)
         capacity(lab, settings)
-        memory(lab, settings, (images[: settings.batch].clone(), labels[: settings.batch].clone()))
-        ranks.call(prepare, settings, images, labels, lab.seed)
-        training(lab, settings, ranks)
-        speed(lab, settings, ranks)
-        timelines(lab, settings, ranks)
+        memory(lab, settings, first)
+        exactness(lab, ranks)
+        cut = even_cut([0.05] + [1.0] * settings.blocks + [0.05], STAGES)  # by arithmetic, not by a clock
+        bench = Bench(ranks, make_transformer(settings), *data, batch=settings.batch, balance=cut, seed=lab.seed)
+        training(lab, settings, bench)
+        speed(lab, settings, bench)
+        timelines(lab, settings, bench)
+        planning(lab, settings, ranks, bench)
+        batch_norm(lab, settings, ranks, data)
         fine_tuning(lab, settings, ranks)
 
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run is made of, for ``--dry-run``."""
     with torch.device("meta"):
-        layers = transformer(settings)
+        layers = make_transformer(settings)()
         count = sum(p.numel() for layer in layers for p in layer.parameters())
     return [("transformer", f"{len(layers)} layers, {count:,} parameters"), ("processes", str(STAGES))]
 
 
-def training_data(settings: Settings, seed: int) -> Batch:
+def training_data(settings: Settings, seed: int, split: str = "train") -> Batch:
+    generator = torch.Generator().manual_seed(seed)
     if settings.fashion:
-        images, labels = fashion_tensors(data_folder())
+        images, labels = fashion_tensors(data_folder(), split)
     else:
-        generator = torch.Generator().manual_seed(seed)
         images = torch.randn(256, 1, 28, 28, generator=generator)
         labels = torch.randint(10, (256,), generator=generator)
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: settings.batch * settings.steps]
+    rows = torch.randperm(len(images), generator=generator)[: settings.batch * settings.steps]
     return images[rows], labels[rows]
 
 
-def transformer(settings: Settings) -> list[nn.Module]:
-    return pp.vision_transformer_layers(blocks=settings.blocks, width=settings.width)
+def make_transformer(settings: Settings) -> Layers:
+    return partial(pp.vision_transformer_layers, blocks=settings.blocks, width=settings.width)
 
 
-# What every process holds. Calls of one run find here what earlier ones made.
-
-_HERE: dict[str, Any] = {}
+# The gradient is that of the whole mini-batch, whatever the stages and micro-batches.
 
 
-def prepare(settings: Settings, images: Tensor, labels: Tensor, seed: int) -> None:
-    _HERE.clear()
-    _HERE.update(settings=settings, images=images, labels=labels, seed=seed)
+def exact_layers() -> list[nn.Module]:
+    return [layer.double() for layer in pp.vision_transformer_layers(blocks=2, width=16, patch=7)]
 
 
-def batch(number: int = 0) -> Batch:
-    size, images = _HERE["settings"].batch, _HERE["images"]
-    rows = torch.arange(number * size, (number + 1) * size) % len(images)
-    return images[rows], _HERE["labels"][rows]
-
-
-def arm_of(name: str, micro_batches: int) -> pp.TrainingArm:
-    """Made once."""
-    key = f"{name}-{micro_batches}"
-    if key not in _HERE:
-        torch.manual_seed(_HERE["seed"])
-        layers = transformer(_HERE["settings"])
-        _HERE[key] = pp.training_arm(
-            name, layers, balance(layer_seconds(), STAGES), micro_batches, nn.functional.cross_entropy
-        )
-    arm: pp.TrainingArm = _HERE[key]
-    return arm
-
-
-def layer_seconds() -> list[float]:
-    """Costs by which the layers are cut: the same on all processes, so by arithmetic, not by a clock."""
-    return [0.05] + [1.0] * _HERE["settings"].blocks + [0.05]
-
-
-def run_once(name: str, micro_batches: int = 1) -> None:
-    arm = arm_of(name, micro_batches)
-    for parameter in arm.parameters:
-        parameter.grad = None
-    arm.step(*batch())
+def exactness(lab: Lab, ranks: Ranks) -> None:
+    """Eleven samples: no number of micro-batches but 1 divides them."""
+    generator = torch.Generator().manual_seed(lab.seed)
+    x = torch.randn(11, 1, 28, 28, dtype=torch.float64, generator=generator)
+    y = torch.randint(10, (11,), generator=generator)
+    torch.manual_seed(lab.seed)
+    layers, bench = exact_layers(), Bench(ranks, exact_layers, x, y, seed=lab.seed)
+    check = partial(pp.gradient_error, layers, x, y, cross_entropy)
+    ways = {"gpipe": ("gpipe", "never"), "gpipe-recompute": ("gpipe", "except_last"), "1f1b": ("1f1b", "never")}
+    rows: list[Row] = []
+    with lab.stage("exactness", total=5) as stage:
+        wanted = bench.gradients("one process")
+        for m in (1, 2, 3, 5, 8):
+            for k in (1, 2, 3, 4):
+                found = {w: check(stages=k, micro_batches=m, schedule=s, checkpoint=c) for w, (s, c) in ways.items()}
+                rows.append({"K": k, "M": m, "processes": 1, **found})
+            found = {way: pp.relative_gradient_error(bench.gradients(way, m), wanted) for way in ways}
+            rows.append({"K": STAGES, "M": m, "processes": STAGES, **found})
+            stage.advance(M=m)
+    lab.table("exactness", rows, caption="Largest relative error of the gradient of 11 samples, float64")
+    lab.measure("gradient-error", max(row[way] for row in rows for way in ways))
 
 
 # Training: loss curves of one process and of pipelines coincide.
 
 
-def train(arm: str, micro_batches: int, count: int) -> list[float]:
-    optimizer = torch.optim.Adam(arm_of(arm, micro_batches).parameters, lr=1e-3)
-    losses = []
-    for number in range(count):
-        optimizer.zero_grad()
-        loss = arm_of(arm, micro_batches).step(*batch(number))
-        optimizer.step()
-        losses.append(float("nan") if loss is None else float(loss))
-    del _HERE[f"{arm}-{micro_batches}"]
-    return losses
-
-
-def training(lab: Lab, settings: Settings, ranks: Ranks) -> None:
+def training(lab: Lab, settings: Settings, bench: Bench) -> None:
     most = max(m for m in settings.micro_batches if m <= 8)
     arms = (("one process", 1), ("gpipe-recompute", most), ("1f1b", most))
     found: dict[str, list[float]] = {}
     with lab.stage("training", total=len(arms)) as stage:
         for arm, m in arms:
-            found[arm] = ranks.call(train, arm, m, settings.steps)[0 if arm == "one process" else 1]
+            found[arm] = bench.train(arm, m, steps=settings.steps).losses
             stage.advance(arm=arm, loss=found[arm][-1])
     reference = np.array(found["one process"])
-    apart = max(float(np.abs(np.array(losses) - reference).max()) for losses in found.values())
-    lab.measure("loss-curve-difference", apart)
+    lab.measure("loss-curve-difference", max(float(np.abs(np.array(v) - reference).max()) for v in found.values()))
     lab.measure("final-loss", float(reference[-5:].mean()))
-    steps = list(range(settings.steps))
-    figure = plot_curves({a: (steps, v) for a, v in found.items()}, title="The same training", x="step", y="loss")
+    curves = {arm: (range(len(losses)), losses) for arm, losses in found.items()}
+    figure = plot_curves(curves, title="The same training", x="step", y="loss")
     lab.figure("losses", figure, caption="Training loss of one process and of two stages, one on top of the other")
+
+
+def batch_norm(lab: Lab, settings: Settings, ranks: Ranks, data: Batch) -> None:
+    """A residual network: batch norm couples the samples of a micro-batch, so nothing is exact here."""
+    m, make = settings.closest(4), partial(pp.residual_network_layers, blocks=max(2, settings.blocks // 2), width=16)
+    x, y = training_data(settings, lab.seed + 1, "test")
+    arms = {
+        "one process": ("one process", 1, "deferred"),
+        f"M = {m}, statistics of the mini-batch": ("gpipe", m, "deferred"),
+        f"M = {m}, statistics of every micro-batch": ("gpipe", m, "micro"),
+    }
+    rows, curves, steps = list[Row](), {}, settings.norm_steps
+    with lab.stage("batch norm", total=len(arms)) as stage:
+        for name, (arm, parts, how) in arms.items():
+            bench = Bench(ranks, make, *data, batch=settings.batch, seed=lab.seed, batchnorm=how)
+            run = bench.train(arm, parts, steps=steps, with_state=True)
+            model = nn.Sequential(*make()).eval()
+            model.load_state_dict(run.state)
+            with torch.no_grad():
+                accuracy = float(
+                    (torch.cat([model(part) for part in x.chunk(1 + len(x) // 500)]).argmax(1) == y).double().mean()
+                )
+            curves[name] = (range(steps), run.losses)
+            rows.append({"arm": name, "loss of the last 5": float(np.mean(run.losses[-5:])), "accuracy": accuracy})
+            stage.advance(arm=name, accuracy=accuracy)
+    for row in rows:
+        row["accuracy over one process"] = row["accuracy"] - rows[0]["accuracy"]
+        row["exact"] = "reference" if row is rows[0] else "no: normalized by micro-batches"
+    apart = np.abs(np.array(curves[rows[1]["arm"]][1]) - np.array(curves[rows[0]["arm"]][1]))
+    lab.table("batch-norm", rows, caption=f"Residual network after {steps} steps: accuracy with the running statistics")
+    lab.measure("batch-norm-accuracy-difference", abs(rows[1]["accuracy over one process"]))
+    lab.measure("batch-norm-loss-difference", float(apart.mean()))
+    figure = plot_curves(curves, title="With batch norm", x="step", y="loss")
+    lab.figure("batch-norm", figure, caption="Training loss of a residual network: alike, not the same")
 
 
 # Speed against the number of micro-batches.
 
 
-def speed(lab: Lab, settings: Settings, ranks: Ranks) -> None:
-    once = partial(partial, ranks.call, run_once)
-    m_naive, m_single = closest(settings, 8), closest(settings, 16)
+def speed(lab: Lab, settings: Settings, bench: Bench) -> None:
+    once = partial(partial, bench.run)
+    m_naive, m_single = settings.closest(8), settings.closest(16)
     arms = [("one process", 1), ("naive", 1), ("ddp", 1), *(("gpipe", m) for m in settings.micro_batches)]
     arms += [(arm, m_naive) for arm in ("1f1b", "gpipe-recompute", "torch gpipe", "torch 1f1b")]
     rows: list[Row] = []
@@ -179,54 +197,63 @@ def speed(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     lab.figure("speed-up", figure, caption="Speed-up of two processes against the number of micro-batches")
 
 
-def closest(settings: Settings, wanted: int) -> int:
-    return min(settings.micro_batches, key=lambda m: abs(m - wanted))
-
-
 # Bubbles: measured by the clocks of both processes, beside the simulator with measured costs.
 
 
-def times_of_actions(micro_batches: int) -> list[tuple[float, float]]:
-    run_once("gpipe", micro_batches)
-    return [(did.begin_s, did.end_s) for did in _HERE[f"gpipe-{micro_batches}"].pipeline.timeline]
-
-
-def timelines(lab: Lab, settings: Settings, ranks: Ranks) -> None:
+def timelines(lab: Lab, settings: Settings, bench: Bench) -> None:
+    """Of ten steps the fastest is read, in which other programs disturbed least; how far they spread is told."""
     rows: list[Row] = []
     with lab.stage("timelines", total=2) as stage:
-        for m in sorted({closest(settings, 4), closest(settings, 8)}):
-            schedule = pp.fill_drain(STAGES, m, checkpoint="never")
-            ran = [pp.measured_timeline(schedule, ranks.call(times_of_actions, m)) for _ in range(settings.pairs + 1)][
-                1:
-            ]
-            lengths = np.stack([step.end_s - step.begin_s for step in ran])
-            costs = [[np.median(lengths[:, k][:, schedule.kinds[k] == kind]) for k in range(STAGES)] for kind in (0, 1)]
-            told = pp.simulate_pipeline(schedule, *costs)
-            row = {
-                "M": m,
-                "bubble": median(step.bubble_fraction for step in ran),
-                "formula": (STAGES - 1) / (m + STAGES - 1),
-            }
-            row |= {"simulated bubble": told.bubble_fraction, "seconds": median(step.step_s for step in ran)}
-            rows.append(row | {"simulated seconds": told.step_s})
-            best = min(ran, key=lambda step: step.step_s)
+        for m in sorted({settings.closest(4), settings.closest(8)}):
+            ran = bench.timelines("gpipe", m, repeats=10 if settings.pairs > 3 else 3)
+            told = pp.simulate_measured(ran)
+            best = min(ran, key=lambda one: one.step_s)
+            rows.append(
+                {
+                    "M": m, "formula": (STAGES - 1) / (m + STAGES - 1), "bubble": best.bubble_fraction,
+                    "least": min(one.bubble_fraction for one in ran), "most": max(one.bubble_fraction for one in ran),
+                    "simulated bubble": told.bubble_fraction, "seconds": best.step_s, "simulated seconds": told.step_s,
+                    "median seconds": median(one.step_s for one in ran),
+                }
+            )  # fmt: skip
             stage.advance(M=m)
-    lab.table("bubbles", rows, caption="Idle share of a step, and its seconds: measured, by the formula, simulated")
+    lab.table("bubbles", rows, caption="Idle share of the fastest of ten steps, least and most of all, and simulated")
     lab.measure("bubble-over-formula", max(row["bubble"] / row["formula"] for row in rows), unit="x", scale="log")
-    over = [row["seconds"] / row["simulated seconds"] for row in rows]
+    over = [row["median seconds"] / row["simulated seconds"] for row in rows]
     lab.measure("measured-over-simulated-step", max(over, key=lambda r: abs(np.log(r))), unit="x", scale="log")
     figure, axes = new_figure(2, 1, figsize=(8.2, 5.4))
-    plot_gantt(bars_of(best), title=f"Measured, M = {rows[-1]['M']}", x="ms", unit=1e-3, axes=axes[0])
-    plot_gantt(bars_of(told), title="Simulated", x="ms", unit=1e-3, axes=axes[1])
+    plot_gantt(best.bars(), title=f"Measured, M = {rows[-1]['M']}", x="ms", unit=1e-3, axes=axes[0])
+    plot_gantt(told.bars(), title="Simulated", x="ms", unit=1e-3, axes=axes[1])
     lab.figure("gantt", figure, caption="One step on two processes, measured and simulated")
 
 
-def bars_of(found: pp.PipelineTimeline) -> list[Bar]:
-    return [
-        Bar(f"stage {k}", float(found.begin_s[k, i]), float(found.end_s[k, i]), KINDS[a.kind], str(a.micro_batch))
-        for k in range(found.schedule.stages)
-        for i, a in enumerate(found.schedule.actions(k))
-    ]
+# Plans: made from measured layers and a measured link, then carried out.
+
+
+def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
+    """The best plan without stages, and the best of two stages for some numbers of micro-batches."""
+    sizes = sorted({max(1, settings.batch // m) for m in (1, 8, 32)})
+    rows: list[Row] = []
+    with lab.stage("planning", total=6) as stage:
+        profiles = [bench.profile(size, repeats=3) for size in sizes]
+        link = pp.measure_link(ranks)
+        plans = pp.plan_pipeline(
+            profiles, devices=STAGES, memory_bytes=2.0**60, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+            latency_s=link.latency_s, batch=settings.batch,
+        )  # fmt: skip
+        stage.advance(plans=len(plans))
+        asked = [(1, 1, "never"), *((STAGES, m, "never") for m in sorted({settings.closest(m) for m in (4, 8, 16)}))]
+        for kind in (*asked, (STAGES, settings.closest(8), "except_last")):
+            plan = next(p for p in plans if (p.stages, p.micro_batches, p.checkpoint) == kind)
+            done = bench.carry_out(plan, repeats=3)
+            row = {"arm": plan.arm, "M": plan.micro_batches, "balance": "+".join(map(str, plan.balance))}
+            row |= {"predicted seconds": plan.step_s, "seconds": done.step_s}
+            row |= {"least": min(done.seconds), "most": max(done.seconds), "predicted bytes": max(plan.memory_bytes)}
+            rows.append({**row, "bytes": max(done.memory_bytes)})
+            stage.advance(M=plan.micro_batches)
+    lab.table("plans", rows, caption=f"Plans from layers profiled at {sizes} samples, and carried out (median of 3)")
+    lab.measure("plan-step-error", max(abs(row["seconds"] / row["predicted seconds"] - 1) for row in rows))
+    lab.measure("plan-memory-error", max(abs(row["bytes"] / row["predicted bytes"] - 1) for row in rows))
 
 
 # Memory: what autograd really keeps, and how deep a model fits.
@@ -234,31 +261,26 @@ def bars_of(found: pp.PipelineTimeline) -> list[Bar]:
 
 def memory(lab: Lab, settings: Settings, data: Batch) -> None:
     m = min(8, settings.batch)
-    rows: list[Row] = []
-    found: dict[tuple[str, str], int] = {}
-    models = {
-        "transformer": partial(pp.vision_transformer_layers, blocks=settings.blocks, width=settings.width),
-        "residual": partial(pp.residual_network_layers, blocks=settings.blocks, width=16),
-    }
+    rows, found = list[Row](), dict[tuple[str, str], int]()
+    models: dict[str, Layers] = {"transformer": make_transformer(settings)}
+    models["residual"] = partial(pp.residual_network_layers, blocks=settings.blocks, width=16)
     worst = 0.0
     with lab.stage("memory", total=6) as stage:
         for kind, make in models.items():
             torch.manual_seed(0)
             layers = make()
-            cut = balance([1.0] * len(layers), STAGES)
+            cut = even_cut([1.0] * len(layers), STAGES)
             micro = [t[: settings.batch // m] for t in data]
-            profile = pp.profile_layers(
-                layers, micro[0], target=micro[1], loss_fn=nn.functional.cross_entropy, repeats=1
-            )
+            profile = pp.profile_layers(layers, micro[0], target=micro[1], loss_fn=cross_entropy, repeats=1)
             for checkpoint in ("never", "except_last", "always"):
                 pipeline = LocalPipeline(layers, cut, micro_batches=m, checkpoint=checkpoint)
-                kept = pipeline.kept_bytes(*data, nn.functional.cross_entropy)
+                kept = pipeline.kept_bytes(*data, cross_entropy)
                 told = pp.activation_memory(pp.stage_costs(profile, cut), pipeline.schedule)
                 found[kind, checkpoint] = max(kept)
                 if settings.batch % m == 0:
                     worst = max(worst, max(abs(float(t) / k - 1) for t, k in zip(told, kept, strict=True)))
-                row = {"model": kind, "recompute": checkpoint}
-                rows.append({**row, "measured": max(kept), "predicted": float(told.max())})
+                row = {"model": kind, "recompute": checkpoint, "measured": max(kept)}
+                rows.append({**row, "predicted": float(told.max())})
                 stage.advance(model=kind, recompute=checkpoint)
             if kind == "residual":
                 depth(lab, settings, profile)
@@ -270,9 +292,8 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
 
 def depth(lab: Lab, settings: Settings, profile: LayerProfile) -> None:
     """The deepest residual network under a cap: the model of memory that was just held against the measured bytes."""
-    of = partial(
-        pp.most_layers, partial(profile.repeated, 2), samples=settings.batch, memory_bytes=settings.cap_mib * MIB
-    )
+    cap, deep = settings.cap_mib * MIB, partial(profile.repeated, 2)
+    of = partial(pp.most_layers, deep, samples=settings.batch, memory_bytes=cap)
     m = min(8, settings.batch)
     arms = {
         "one device, keeps all": {"stages": 1, "micro_batches": 1, "checkpoint": "never"},
@@ -281,9 +302,8 @@ def depth(lab: Lab, settings: Settings, profile: LayerProfile) -> None:
     }
     rows: list[Row] = [{"arm": name, "blocks": of(**arm)} for name, arm in arms.items()]  # type: ignore[arg-type]
     lab.table("depth", rows, caption=f"Most residual blocks within {settings.cap_mib:g} MiB a device (model)")
-    lab.measure(
-        "depth-on-two-stages-over-one-device", rows[2]["blocks"] / max(1, rows[0]["blocks"]), unit="x", scale="log"
-    )
+    ratio = rows[2]["blocks"] / max(1, rows[0]["blocks"])
+    lab.measure("depth-on-two-stages-over-one-device", ratio, unit="x", scale="log")
 
 
 # The paper's sizes, simulated.
@@ -295,7 +315,7 @@ def capacity(lab: Lab, settings: Settings) -> None:
     rows: list[Row] = []
     with lab.stage("capacity", total=len(CAPACITY)) as stage:
         for k, (paper_layers, paper_billions) in CAPACITY.items():
-            if k > max(settings.simulated_stages) and k != 128:
+            if k not in (*range(1 + max(settings.simulated_stages)), 128):
                 continue
             arm = (1, 1, "never") if k == 0 else (k, 32, "always")
             most = pp.most_layers(
@@ -318,13 +338,13 @@ def tables(lab: Lab, settings: Settings) -> None:
     """Tables 2 and 3: throughput over 2 stages and 1 micro-batch, by formula and by the simulator of even stages."""
     rows: list[Row] = []
     with lab.stage("the paper's tables", total=len(settings.simulated_stages)) as stage:
-        base = even_seconds(2, 1)
+        base = pp.even_step_s(2, 1)
         for k in settings.simulated_stages:
             for m in (1, 4, 32):
                 rows.append(
                     {
-                        "K": k, "M": m, "formula": k * m / (m + k - 1), "ours": base / even_seconds(k, m),
-                        "ours, recomputing": base / even_seconds(k, m, "always"),
+                        "K": k, "M": m, "formula": k * m / (m + k - 1), "ours": base / pp.even_step_s(k, m),
+                        "ours, recomputing": base / pp.even_step_s(k, m, checkpoint="always"),
                         "paper, Transformer-48": TRANSFORMER.get((k, m)), "paper, AmoebaNet": AMOEBANET.get((k, m)),
                         "torchgpipe, AmoebaNet": TORCHGPIPE.get((k, m)),
                     }
@@ -335,58 +355,37 @@ def tables(lab: Lab, settings: Settings) -> None:
         row = next(row for row in rows if row["K"] == k and row["M"] == m)
         lab.measure(f"throughput-k{k}-m{m}", row["ours"], unit="x", published=row["paper, Transformer-48"])
     bound = {}
+    ms = [2**i for i in range(8)]
     for k in settings.simulated_stages:
-        ms = [1, 2, 4, 8, 16, 32, 64, 128]
         bubbles = [pp.simulate_pipeline(pp.fill_drain(k, m, checkpoint="never"), 1.0, 2.0).bubble_fraction for m in ms]
         bound[f"K = {k}"] = ([m / k for m in ms], bubbles)
     figure = plot_curves(bound, title="Bubbles", x="micro-batches over stages, M / K", y="idle share", log="x")
     lab.figure("bubbles", figure, caption="Idle share of a step: (K-1)/(M+K-1)")
 
 
-def even_seconds(stages: int, micro_batches: int, checkpoint: str = "never") -> float:
-    """A step of a model of one second forward and two backward, in equal stages."""
-    forward = 1.0 / stages / micro_batches
-    schedule = pp.fill_drain(stages, micro_batches, checkpoint=checkpoint)
-    return pp.simulate_pipeline(schedule, forward, 2 * forward, recompute_s=forward).step_s
-
-
 # A language model with tied embeddings, fine-tuned over two stages.
 
 
-def tune(path: str, texts: Sequence[str], count: int, alone: bool) -> list[float]:
-    from anabranch.language import load_causal
+def layers_of(loaded: CausalModel) -> list[nn.Module]:
+    return pp.causal_layers(loaded.model.requires_grad_(True))[0]
 
-    if alone and dist.get_rank():
-        return []
-    loaded = load_causal(path)
-    model = loaded.model.requires_grad_(True)
+
+def tokens_of(loaded: CausalModel, texts: Sequence[str]) -> Any:
     rows = loaded.tokenizer(list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=32)
-    tokens = rows["input_ids"]
-    if alone:
-        layers, prefixes = pp.causal_layers(model)
-        pipeline: Any = LocalPipeline(layers, stages=1, micro_batches=1, checkpoint="never", prefixes=prefixes)
-    else:
-        pipeline = pp.pipeline_from_transformers(model, STAGES, micro_batches=4, checkpoint="except_last")
-    optimizer = torch.optim.SGD(pipeline.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(count):
-        optimizer.zero_grad()
-        loss = pipeline.step(tokens, tokens, pp.next_token_loss)
-        optimizer.step()
-        losses.append(float("nan") if loss is None else float(loss))
-    return losses
+    return rows["input_ids"]
 
 
 def fine_tuning(lab: Lab, settings: Settings, ranks: Ranks) -> None:
-    root = data_folder()
-    if not settings.fine_tune_steps or not SMOLLM2_GGUF.here(root):
+    root, steps = data_folder(), settings.fine_tune_steps
+    if not steps or not SMOLLM2_GGUF.here(root):
         return
-    path = str(SMOLLM2_GGUF.folder(root) / SMOLLM2_GGUF.files[0].name)
-    with lab.stage("fine-tuning", total=2) as stage:
-        piped = ranks.call(tune, path, TEXTS, settings.fine_tune_steps, False)[1]
-        stage.advance(loss=piped[-1])
-        alone = ranks.call(tune, path, TEXTS, settings.fine_tune_steps, True)[0]
-        stage.advance()
+    with lab.stage("fine-tuning"):
+        loaded = ranks.keep(load_causal, SMOLLM2_GGUF.folder(root) / SMOLLM2_GGUF.files[0].name)
+        tokens = ranks.call(tokens_of, loaded, TEXTS)[0]
+        bench = Bench(ranks, ranks.keep(layers_of, loaded), tokens, tokens, loss_fn=pp.next_token_loss)
+        sgd = partial(torch.optim.SGD, lr=1e-2)
+        alone = bench.train("one process", steps=steps, make_optimizer=sgd).losses
+        piped = bench.train("gpipe-recompute", len(TEXTS), steps=steps, make_optimizer=sgd).losses
     rows = [{"step": i, "one process": a, "two stages": b} for i, (a, b) in enumerate(zip(alone, piped, strict=True))]
     lab.table("fine-tuning", rows, caption="Loss of SmolLM2-135M, embeddings tied over two stages")
     lab.measure("fine-tuning-difference", max(abs(row["one process"] - row["two stages"]) for row in rows))
