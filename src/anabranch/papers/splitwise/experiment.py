@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 import anabranch.serving as sv
 from anabranch.lab import Lab
 from anabranch.lab.figures import COLORS, curves_of, new_figure, plot_curves
-from anabranch.lab.places import data_folder
 from anabranch.papers.splitwise import Settings
-from anabranch.serving import Design, Load, PerformanceModel, Provision, RequestTable, Transfers
+from anabranch.papers.splitwise.real_servers import real_servers
+from anabranch.papers.splitwise.setup import Data, Row, design, keep, load_of, read_data, reference
+from anabranch.serving import Load, Provision, RequestTable, Transfers
 from anabranch.simulation import BLOOM_176B, GIB
 
-Row = dict[str, Any]
-
 PAIRS = sv.SPLITWISE_DESIGNS
-A, H, C = PAIRS["AA"][0], PAIRS["HH"][0], PAIRS["HHcap"][1]
+A, H = PAIRS["AA"][0], PAIRS["HH"][0]
+CHUNKED = tuple(sv.CHUNKED_BASELINES)
 OURS = Transfers(layers=BLOOM_176B.layers)
 REFERENCE_CPU_S = 41.4  # of the released simulator for 8,502 conversation requests on 25 + 15 DGX-H100
+# Service, decode times by, measure, share of the budget, designs.
+SEARCHES: tuple[tuple[str, str, str, float, tuple[str, ...]], ...] = (
+    ("conversation", "requests", "power", 1.0, (*PAIRS, *CHUNKED)),
+    ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
+    ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
+    ("code", "requests", "cost", 0.8, ("AA", "HA")),
+    ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
+    ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100", "Chunked-H100")),
+)
 PAPER = {  # beside our bars: measure, words, published
     "aa-over-baseline-a100-power": ("AA / Baseline-A100, power", 2.15),
     "ha-over-baseline-h100-power": ("HA / Baseline-H100, power", 1.18),
@@ -33,16 +40,6 @@ PAPER = {  # beside our bars: measure, words, published
     "hhcap-over-baseline-h100-power": ("HHcap / Baseline-H100, watts", 0.75),
     "aa-over-baseline-h100-dollars": ("AA / Baseline-H100, dollars", 0.75),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Lengths of two services, times of the machines, and the rows that the times were measured in (if they are here)."""
-
-    conversation: RequestTable
-    code: RequestTable
-    performance: Callable[[str, str], PerformanceModel]  # hardware, decode times by
-    rows: list[Row]
 
 
 def experiment(lab: Lab, settings: Settings) -> None:
@@ -60,24 +57,25 @@ def experiment(lab: Lab, settings: Settings) -> None:
     lab.measure("exposed-transfer-over-prompt", max(transfer, hidden), simulated=transfer, real=hidden)
 
 
-def read_data(lab: Lab, settings: Settings) -> Data:
-    if settings.data == "azure":
-        from anabranch.worlds import AZURE_LLM_2023, SPLITWISE_PROFILES
-
-        root = data_folder()
-        traces = []
-        for name in ("conv", "code"):
-            AZURE_LLM_2023.read(f"AzureLLMInferenceTrace_{name}.csv", root)  # checks it, or says how to get it
-            traces.append(sv.read_requests(AZURE_LLM_2023.folder(root) / f"AzureLLMInferenceTrace_{name}.csv"))
-        SPLITWISE_PROFILES.read("perf_model.csv", root)
-        table = sv.ProfileTable.read(SPLITWISE_PROFILES.folder(root) / "perf_model.csv")
-        return Data(traces[0], traces[1], lambda device, by: table.model("bloom-176b", device, 8, by=by), table.rows)
-    traces = [sv.published_lengths(name, 5000, generator=lab.generator) for name in ("conversation", "code")]
-    return Data(traces[0], traces[1], lambda device, by: sv.published_performance("bloom-176b", device, by=by), [])
-
-
-def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = sv.RELEASED_TRANSFERS) -> Design:
-    return sv.splitwise_design(name, lambda device: data.performance(device, by), transfers=sent)
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What a run is made of, for ``--dry-run``."""
+    load = f"{settings.search_seconds:g} s of arrivals, rates to {settings.tolerance:.1%}"
+    server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g} requests/s"
+    return [
+        (
+            "budgets",
+            f"{sum(len(one[-1]) for one in SEARCHES)} searches over splits of {settings.machines} DGX-H100's, {load}",
+        ),
+        (
+            "throughput",
+            f"{len(PAIRS)} designs for {settings.rate_per_s:g} requests/s, up to {settings.most_machines} machines a role",
+        ),
+        (
+            "transfers",
+            f"one request of {', '.join(str(n) for n in settings.transfer_prompts)} tokens, 200 and 400 Gb/s",
+        ),
+        ("server", f"{settings.server_model}, colocated, in chunks and split: {server} each, on two cores"),
+    ]
 
 
 def equality(lab: Lab, settings: Settings, data: Data) -> None:
@@ -124,39 +122,13 @@ def speed(lab: Lab, settings: Settings, data: Data) -> None:
     lab.measure("baseline-over-split-mean-e2e", float(together.e2e_s.mean() / result.e2e_s.mean()), unit="x")
 
 
-def keep(lab: Lab, name: str, figure: Any, axes: Any, title: str, **labels: Any) -> None:
-    axes.set(**labels)
-    axes.set_title(title, loc="left", fontweight="bold")
-    axes.legend(frameon=False)
-    lab.figure(name, figure, caption=title)
-
-
-def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
-    return Load(
-        lengths, settings.search_seconds, 5.0 * settings.machines, np.random.default_rng(lab.seed), paired=False
-    )
-
-
-def reference(data: Data) -> PerformanceModel:
-    """Slowdowns are against a request alone on a DGX-A100."""
-    return data.performance(A.device.name, "context")
-
-
 def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
     power, cost = (settings.machines * weight for weight in (H.provisioned_w, H.cost_per_hour))
-    searches = [  # service, decode times by, measure, share of the budget, designs
-        ("conversation", "requests", "power", 1.0, tuple(PAIRS)),
-        ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
-        ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
-        ("code", "requests", "cost", 0.8, ("AA", "HA")),
-        ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
-        ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100")),
-    ]
     best: dict[tuple[str, str, str, float, str], Provision] = {}
     rows: list[Row] = []
     tried: dict[str, list[Provision]] = {}
-    with lab.stage("equal budgets", total=sum(len(one[-1]) for one in searches)) as stage:
-        for service, by, measure, share, names in searches:
+    with lab.stage("equal budgets", total=sum(len(one[-1]) for one in SEARCHES)) as stage:
+        for service, by, measure, share, names in SEARCHES:
             load = load_of(lab, settings, data.conversation if service == "conversation" else data.code)
             budget = share * (power if measure == "power" else cost) * (1 + 1e-9)
             for name in names:
@@ -166,7 +138,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     tolerance=settings.tolerance, prune=True,
                 )  # fmt: skip
                 best[service, by, measure, share, name] = chosen
-                if (service, by, measure, share) == searches[0][:4] and PAIRS[name][1] is not None:
+                if (service, by, measure, share) == SEARCHES[0][:4] and PAIRS.get(name, (A, None))[1] is not None:
                     tried[name] = [one for one in looked_at if one.rate_per_s > 0]
                 rows.append({
                     "service": service, "decode times by": by, "equal": measure, "share": share, "design": name,
@@ -193,12 +165,18 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         / rate("power", "Baseline-A100"),
         "rate-at-lower-cost-code": max(rate("cost", name, "code", share=0.8) for name in ("AA", "HA"))
         / rate("power", "Baseline-H100", "code"),
+        # What the paper does not compare with: both phases on one machine, prompts in chunks of 512 tokens.
+        "aa-over-chunked-a100-power": rate("power", "AA") / rate("power", "Chunked-A100"),
+        "ha-over-chunked-h100-power": rate("power", "HA") / rate("power", "Chunked-H100"),
+        "best-split-over-best-chunked-power": max(rate("power", name) for name in splits)
+        / max(rate("power", name) for name in CHUNKED),
+        "chunked-over-baseline-h100-power": rate("power", "Chunked-H100") / rate("power", "Baseline-H100"),
         "aa-over-baseline-a100-power-code": rate("power", "AA", "code") / rate("power", "Baseline-A100", "code"),
         "ha-over-baseline-h100-power-code": rate("power", "HA", "code") / rate("power", "Baseline-H100", "code"),
     }
     for name, ratio in found.items():
         lab.measure(name, ratio, unit="x", scale="log")
-    for name in splits:
+    for name in (*splits, "Chunked-H100"):
         ratio = rate("power", name, by="context") / rate("power", "Baseline-H100", by="context")
         lab.measure(f"{name.lower()}-over-baseline-h100-power-by-context", ratio, unit="x")
     chosen = best["code", "requests", "power", 1.0, "HA"]
@@ -332,64 +310,3 @@ def profile_error(lab: Lab, data: Data) -> None:
     rest = sv.held_out_error(data.rows, generator=lab.generator) if data.rows else knots
     lab.measure("profile-mape", rest, measurements=len(data.rows))
     lab.measure("profile-mape-of-left-out-knots", knots)
-
-
-def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
-    """One model, two cores, the same requests at the same times: both phases together, in chunks, and apart."""
-    import torch
-
-    from anabranch.language import load_causal, tiny_causal
-
-    model: Any
-    if settings.server_model == "tiny":
-        model = loaded = tiny_causal(generator=torch.Generator().manual_seed(lab.seed))
-    else:
-        from anabranch.worlds import SMOLLM2_GGUF
-
-        SMOLLM2_GGUF.read(SMOLLM2_GGUF.files[0].name, data_folder())
-        model = SMOLLM2_GGUF.folder(data_folder()) / SMOLLM2_GGUF.files[0].name
-        loaded = load_causal(model)
-    generator = np.random.default_rng(lab.seed)
-    drawn = sv.poisson_requests(
-        data.conversation, settings.server_rate_per_s, settings.server_seconds, generator=generator
-    )
-    requests = drawn.shortened(settings.server_lengths_over, most=1500)
-    vocabulary = loaded.config.vocab_size
-    prompts = [generator.integers(2, vocabulary, n).tolist() for n in requests.prompt_tokens]
-    arms: dict[str, Callable[[], Any]] = {
-        "colocated": lambda: sv.ColocatedServer(model, threads=2),
-        "chunked": lambda: sv.ColocatedServer(model, threads=2, chunk=64),
-        "split": lambda: sv.PhaseSplitServer(model, threads=1, checksums=True),
-    }
-    streams: dict[str, Any] = {}
-    rows: list[Row] = []
-    share, length = 0.0, 512
-    with lab.stage("real servers", total=len(arms) * len(requests)) as stage:
-        for name, start in arms.items():
-            with start() as server:
-                server.submit(prompts[0][:8], 4).result(600.0)  # warm up
-                streams[name] = sv.replay(server, requests, prompts, progress=lambda *_: stage.advance())
-                if name == "split":
-                    long = generator.integers(2, vocabulary, (3, length)).tolist()
-                    again = [server.submit(prompt, 4) for prompt in long]
-                    for one in again:
-                        one.result(600.0)
-                    share = median(one.record.transfer_share for one in again)
-            rows.append({"server": name, "requests": len(requests), **sv.latency_summary(streams[name])})
-    lab.table("real-servers", rows, caption=f"{settings.server_model} on two cores, the same requests; chunks of 64")
-    tail = {row["server"]: row["P99 gap, ms"] / rows[-1]["P99 gap, ms"] for row in rows}
-    for name in ("colocated", "chunked"):
-        lab.measure(f"real-p99-gap-{name}-over-split", tail[name], unit="x", scale="log")
-    some = streams["split"][:20]
-    same = [one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens) for one in some]
-    whole = [one.record.sent_sha256 == one.record.received_sha256 for one in some]
-    lab.measure("real-identical-answers", float(np.mean([*same, *whole])), compared=len(same))
-    lab.measure("real-transfer-over-prefill", share, prompt_tokens=length)
-    figure, axes = new_figure()
-    for color, (name, answers) in zip(COLORS, streams.items(), strict=False):
-        begin = min(one.submitted_s for one in answers)
-        points = [(t - begin, 1e3 * gap) for one in answers for t, gap in zip(one.times_s[1:], one.gaps_s, strict=True)]
-        axes.plot(*zip(*points, strict=True), ".", color=color, label=name, alpha=0.7)
-    labels = {"xlabel": "seconds", "ylabel": "time between tokens, ms", "yscale": "log"}
-    keep(lab, "token-gaps", figure, axes, "Every gap between two tokens of an answer, real servers", **labels)
-    return share
