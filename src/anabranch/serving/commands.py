@@ -149,7 +149,7 @@ def provision(
     seeds: Annotated[
         int,
         typer.Option(
-            help="From 2 on: the rates of the chosen clusters under so many other arrivals, with an interval.", min=1
+            help="From 2 on: rates of the chosen clusters under so many other arrivals, with an interval.", min=1
         ),
     ] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a table and a figure.")] = None,
@@ -188,7 +188,7 @@ def simulate(
     speed: Annotated[float, typer.Option(help="Of the trace: 2 halves the time between arrivals.")] = 1.0,
     fail: Annotated[
         list[str] | None,
-        typer.Option(metavar="SECONDS:MACHINE", help="A machine fails (numbered over the pools); may be repeated."),
+        typer.Option(metavar="SECONDS:MACHINE", help="A machine (numbered over the pools) fails; may be repeated."),
     ] = None,
     max_time: Annotated[float | None, typer.Option(help="When to stop, in seconds of the trace.")] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Leave out requests that no machine can hold.")] = False,
@@ -258,6 +258,30 @@ def serve(
         model, colocated=colocated, transport=transport, counts=(prefill, decode), threads=threads,
         max_new_tokens=max_new_tokens, say=lambda text, end: typer.echo(text, nl=end),
     )  # fmt: skip
+
+
+@app.command()
+def worker(
+    role: Annotated[str, typer.Option(help="prefill or decode.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where servers and workers reach it; port 0 is a free one.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Its own copy of the model; without, the path that the server names.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the processor.", min=1)] = 1,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the key of its address (32 hex digits); without, a new one is printed."),
+    ] = None,
+) -> None:
+    """Run one worker of a split server; prints the address for ``PhaseSplitServer(model, workers=[...])``, then works.
+
+    anabranch serving worker --role decode --listen 10.0.0.7:7000 --model SmolLM2-135M-Instruct.gguf
+    """
+    from anabranch.serving import _worker_command as command
+
+    command.run(role, listen, model=model, threads=threads, key_file=key_file, say=lambda text: typer.echo(text))
 
 
 def _progress(done: float, total: float, metrics: dict[str, float]) -> None:
