@@ -181,7 +181,7 @@ def test_smollm2_over_shared_memory(smollm2: Path) -> None:
 def start_remote(role: str) -> Any:
     """A worker as a user starts it, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "anabranch", "serving", "worker", "--role", role, "--listen", "127.0.0.1:0"],
+        [sys.executable, "-c", "from anabranch.cli import main; main()", "serving", "worker", "--role", role, "--listen", "127.0.0.1:0"],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout is not None

@@ -149,11 +149,11 @@ class WorkerListener:
         while (connection := self._servers.get()) is not None:
             try:
                 connection.send(("hello", self.role))
-                kind, spec = connection.recv()
-                if kind == "spec":
+                kind, *rest = connection.recv()
+                if kind == "spec":  # else it has gone already
                     _prompt(connection)
                     say("a server is there")
-                    work(self._own(spec), connection, queue.Queue())
+                    work(self._own(rest[0]), connection, queue.Queue())
                     say("it is gone")
             except (EOFError, OSError):
                 say("a server was lost")

@@ -84,7 +84,7 @@ def latency_rows(served: Served) -> list[dict[str, Any]]:
             for p, slow, limit in zip(
                 PERCENTILES, served.report.slowdowns[name], getattr(served.limits, name), strict=True
             ):
-                row |= {f"slowdown P{p:g}": slow if np.isfinite(slow) else None, f"limit P{p:g}": limit}
+                row |= {f"slowdown P{p:g}": _finite(slow), f"limit P{p:g}": limit}
         rows.append(row)
     return rows
 
@@ -100,7 +100,7 @@ def facts(served: Served) -> dict[str, Any]:
     return {
         "requests": len(served.requests), "finished": int(result.finished.sum()), "end_s": end,
         "output_tokens_per_s": tokens / end if end > 0 else 0.0, "limits_hold": served.report.holds,
-        "tightest": list(served.report.tightest), "provisioned_w": cluster.provisioned_w,
+        "tightest": [*served.report.tightest[:2], _finite(served.report.tightest[2])], "provisioned_w": cluster.provisioned_w,
         "drawn_w": float(result.energy_j.sum() / end) if end > 0 else 0.0, "cost_per_hour": cluster.cost_per_hour,
         "cost_per_million_output_tokens": cluster.cost_per_hour * end / 3600 / tokens * 1e6 if tokens else None,
         "idle": idle, "preemptions": result.preemptions, "moves": result.moves, "retries": result.retries,
@@ -147,7 +147,7 @@ def words(served: Served, written: list[str]) -> str:
     metric, percentile, over = known["tightest"]
     state = "kept" if known["limits_hold"] else "not kept"
     lines += [table_text(rows), ""]
-    lines.append(f"limits    {state}; tightest: {metric} at P{percentile:g}, {over:.2f} of its limit")
+    lines.append(f"limits    {state}; tightest: {metric} at P{percentile:g}, {_number(over)} of its limit")
     each = known["cost_per_million_output_tokens"]
     lines.append(
         f"power     {known['provisioned_w'] / 1e3:,.1f} kW provisioned, {known['drawn_w'] / 1e3:,.1f} kW drawn on average"
@@ -168,6 +168,10 @@ def words(served: Served, written: list[str]) -> str:
         lines.append(f"left out  {unfinished:,} requests did not end; times are of the others")
     lines += [f"wrote     {name}" for name in written]
     return "\n".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _number(value: float | None) -> str:
