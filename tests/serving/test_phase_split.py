@@ -181,7 +181,10 @@ def test_smollm2_over_shared_memory(smollm2: Path) -> None:
 def start_remote(role: str) -> Any:
     """A worker as a user starts it, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from anabranch.cli import main; main()", "serving", "worker", "--role", role, "--listen", "127.0.0.1:0"],
+        [
+            sys.executable, "-c", "from anabranch.cli import main; main()", "serving", "worker", "--role", role, "--listen",
+            "127.0.0.1:0",
+        ],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout is not None
@@ -227,6 +230,18 @@ def test_workers_addressed_by_url(tiny: CausalModel, remote: list[tuple[Any, str
             last.result(WAIT_S)
     with pytest.raises(ServingError, match="does not answer"):
         PhaseSplitServer(tiny, workers=urls)
+
+
+def test_workers_are_prepared_without_loading_anything_here() -> None:
+    """The fork server is there, with torch in it; this process has not imported it."""
+    code = """
+import sys, multiprocessing.forkserver as forkserver
+import anabranch.serving as sv
+sv.prepare_workers()
+assert forkserver._forkserver._forkserver_pid is not None
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT_S)
 
 
 def test_strangers_and_bad_addresses(tiny: CausalModel) -> None:

@@ -6,6 +6,7 @@ A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :fu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from anabranch.serving._worker_context import prepare_workers
 from anabranch.serving.batch_former import BatchFormer, Chunk, DenseBatch
 from anabranch.serving.cluster import Batching, Cluster, Pool, ServingResult, Transfers, simulate_cluster
 from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate_dense_batches
@@ -171,6 +172,7 @@ __all__ = [
     "period_bound",
     "poisson_requests",
     "prepare_overlap",
+    "prepare_workers",
     "profile_model",
     "published_layer",
     "published_lengths",

@@ -46,6 +46,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
     data = read_data(lab, settings)
     equality(lab, settings, data)
     speed(lab, settings, data)
+    sv.prepare_workers()  # beside the simulations: the real servers come last
     found = equal_budgets(lab, settings, data)
     found |= equal_throughput(lab, settings, data)
     compare_with_the_paper(lab, found)
