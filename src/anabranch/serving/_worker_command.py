@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 
 def run(
-    role: str, listen: str, *, model: str | None, threads: int, key_file: Path | None, say: Callable[[str], None]
+    role: str,
+    listen: str,
+    *,
+    model: str | None,
+    threads: int,
+    key_file: Path | None,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> None:
     from anabranch.serving._remote_workers import WorkerListener
 
@@ -25,7 +31,6 @@ def run(
     worker = WorkerListener(role, host.strip("[]"), int(port), model=model, threads=threads, key=key)
     # A key that was given is known to who gave it, and need not stand in a log.
     say(worker.address if key is None else worker.address.rpartition("/")[0] + "/KEY")
-    sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
-        worker.serve(lambda text: print(text, file=sys.stderr, flush=True))
+        worker.serve(tell)
     worker.close()

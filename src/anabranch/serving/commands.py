@@ -281,7 +281,10 @@ def worker(
     """
     from anabranch.serving import _worker_command as command
 
-    command.run(role, listen, model=model, threads=threads, key_file=key_file, say=lambda text: typer.echo(text))
+    command.run(
+        role, listen, model=model, threads=threads, key_file=key_file, say=typer.echo,
+        tell=lambda text: typer.echo(text, err=True),
+    )  # fmt: skip
 
 
 def _progress(done: float, total: float, metrics: dict[str, float]) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 import anabranch.serving as sv
 from anabranch.lab import Lab
 from anabranch.lab.figures import COLORS, curves_of, new_figure, plot_curves
+from anabranch.lab.places import data_folder
 from anabranch.papers.splitwise import Settings
-from anabranch.papers.splitwise.real_servers import real_servers
-from anabranch.papers.splitwise.setup import Data, Row, design, keep, load_of, read_data, reference
-from anabranch.serving import Load, Provision, RequestTable, Transfers
+from anabranch.serving import Design, Load, PerformanceModel, Provision, RequestTable, Transfers
 from anabranch.simulation import BLOOM_176B, GIB
+
+Row = dict[str, Any]
 
 PAIRS = sv.SPLITWISE_DESIGNS
 A, H = PAIRS["AA"][0], PAIRS["HH"][0]
@@ -42,6 +43,16 @@ PAPER = {  # beside our bars: measure, words, published
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Lengths of two services, times of the machines, and the rows that the times were measured in (if they are here)."""
+
+    conversation: RequestTable
+    code: RequestTable
+    performance: Callable[[str, str], PerformanceModel]  # hardware, decode times by
+    rows: list[Row]
+
+
 def experiment(lab: Lab, settings: Settings) -> None:
     data = read_data(lab, settings)
     equality(lab, settings, data)
@@ -60,23 +71,52 @@ def experiment(lab: Lab, settings: Settings) -> None:
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run is made of, for ``--dry-run``."""
+    count = sum(len(one[-1]) for one in SEARCHES)
+    server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g}/s"
     load = f"{settings.search_seconds:g} s of arrivals, rates to {settings.tolerance:.1%}"
-    server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g} requests/s"
     return [
-        (
-            "budgets",
-            f"{sum(len(one[-1]) for one in SEARCHES)} searches over splits of {settings.machines} DGX-H100's, {load}",
-        ),
-        (
-            "throughput",
-            f"{len(PAIRS)} designs for {settings.rate_per_s:g} requests/s, up to {settings.most_machines} machines a role",
-        ),
-        (
-            "transfers",
-            f"one request of {', '.join(str(n) for n in settings.transfer_prompts)} tokens, 200 and 400 Gb/s",
-        ),
+        ("budgets", f"{count} searches over splits of {settings.machines} DGX-H100's, {load}"),
+        ("throughput", f"{len(PAIRS)} designs, {settings.rate_per_s:g}/s, up to {settings.most_machines} of a role"),
+        ("transfers", f"one request of {', '.join(map(str, settings.transfer_prompts))} tokens, 200 and 400 Gb/s"),
         ("server", f"{settings.server_model}, colocated, in chunks and split: {server} each, on two cores"),
     ]
+
+
+def read_data(lab: Lab, settings: Settings) -> Data:
+    if settings.data == "azure":
+        from anabranch.worlds import AZURE_LLM_2023, SPLITWISE_PROFILES
+
+        root = data_folder()
+        traces = []
+        for name in ("conv", "code"):
+            AZURE_LLM_2023.read(f"AzureLLMInferenceTrace_{name}.csv", root)  # checks it, or says how to get it
+            traces.append(sv.read_requests(AZURE_LLM_2023.folder(root) / f"AzureLLMInferenceTrace_{name}.csv"))
+        SPLITWISE_PROFILES.read("perf_model.csv", root)
+        table = sv.ProfileTable.read(SPLITWISE_PROFILES.folder(root) / "perf_model.csv")
+        return Data(traces[0], traces[1], lambda device, by: table.model("bloom-176b", device, 8, by=by), table.rows)
+    traces = [sv.published_lengths(name, 5000, generator=lab.generator) for name in ("conversation", "code")]
+    return Data(traces[0], traces[1], lambda device, by: sv.published_performance("bloom-176b", device, by=by), [])
+
+
+def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = sv.RELEASED_TRANSFERS) -> Design:
+    return sv.splitwise_design(name, lambda device: data.performance(device, by), transfers=sent)
+
+
+def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
+    generator = np.random.default_rng(lab.seed)
+    return Load(lengths, settings.search_seconds, 5.0 * settings.machines, generator, paired=False)
+
+
+def reference(data: Data) -> PerformanceModel:
+    """Slowdowns are against a request alone on a DGX-A100."""
+    return data.performance("a100-80gb", "context")
+
+
+def keep(lab: Lab, name: str, figure: Any, axes: Any, title: str, **labels: Any) -> None:
+    axes.set(**labels)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.legend(frameon=False)
+    lab.figure(name, figure, caption=title)
 
 
 def equality(lab: Lab, settings: Settings, data: Data) -> None:
@@ -86,7 +126,7 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
     sent = 1500 * BLOOM_176B.kv_bytes_per_token() / (200 * GIB)
     alone = float(model.prompt_seconds(1500)) + sent + 199 * float(model.decode_seconds(1, 0))
     worst, compared = abs(float(alone_there.e2e_s[0]) - alone), "a closed form"
-    folder = golden_folder(settings)
+    folder = settings.golden_folder()
     if folder is None:
         lab.table("reference", [{"file": "none", "reason": "golden_*.csv of the released simulator are not here"}])
     elif settings.data == "azure":
@@ -96,16 +136,6 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
         lab.table("reference", rows, caption="Against the released simulator, request by request")
         compared = "2,330 requests of the released simulator"
     lab.measure("reference-difference", worst, unit="s", compared=compared)
-
-
-def golden_folder(settings: Settings) -> Path | None:
-    shared = os.environ.get("ANABRANCH_SHARED")
-    folder = Path(settings.golden or (Path(shared) / "splitwise-profiles" if shared else ""))
-    if (folder / "golden_hh10_conv20.csv").is_file():
-        return folder
-    if settings.golden:
-        raise ValueError(f"golden={settings.golden!r}: there is no golden_hh10_conv20.csv in it")
-    return None
 
 
 def speed(lab: Lab, settings: Settings, data: Data) -> None:
@@ -147,9 +177,8 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     "power": chosen.provisioned_w / power, "cost": chosen.cost_per_hour / cost,
                 })  # fmt: skip
                 stage.advance(design=name, requests_per_s=round(chosen.rate_per_s, 1))
-    lab.table(
-        "equal-budgets", rows, caption="The best split of each design; power and cost over those of Baseline-H100"
-    )
+    caption = "The best split of each design; power and cost over those of Baseline-H100"
+    lab.table("equal-budgets", rows, caption=caption)
     plane(lab, tried)
 
     def rate(measure: str, name: str, service: str = "conversation", by: str = "requests", share: float = 1.0) -> float:
@@ -175,33 +204,30 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         "aa-over-baseline-a100-power-code": rate("power", "AA", "code") / rate("power", "Baseline-A100", "code"),
         "ha-over-baseline-h100-power-code": rate("power", "HA", "code") / rate("power", "Baseline-H100", "code"),
     }
-    for name, ratio in found.items():
-        lab.measure(name, ratio, unit="x", scale="log")
+    keep_ratios(lab, found)
     for name in (*splits, "Chunked-H100"):
         ratio = rate("power", name, by="context") / rate("power", "Baseline-H100", by="context")
         lab.measure(f"{name.lower()}-over-baseline-h100-power-by-context", ratio, unit="x")
     chosen = best["code", "requests", "power", 1.0, "HA"]
-    shifted = sv.max_rate(
-        design("HA", data).build(chosen.prompts, chosen.tokens), load_of(lab, settings, data.conversation), reference(data),
-        tolerance=settings.tolerance,
-    )  # fmt: skip
+    load, built = load_of(lab, settings, data.conversation), design("HA", data).build(chosen.prompts, chosen.tokens)
+    shifted = sv.max_rate(built, load, reference(data), tolerance=settings.tolerance)
     lab.measure("loss-when-traffic-shifts", 1 - shifted.rate_per_s / rate("power", "HA"), prompts=chosen.prompts)
     return found
+
+
+def keep_ratios(lab: Lab, found: dict[str, float]) -> None:
+    for name, ratio in found.items():
+        lab.measure(name, ratio, unit="x", scale="log")
 
 
 def plane(lab: Lab, tried: dict[str, list[Provision]]) -> None:
     figure, axes = new_figure()
     for color, (name, all_of_it) in zip(COLORS, tried.items(), strict=False):
         places = [(one.prompts, one.tokens) for one in all_of_it]
-        axes.plot(
-            *zip(*places, strict=True),
-            "o-",
-            color=color,
-            label=f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s",
-            markersize=4,
-        )
-    labels = {"xlabel": "prompt machines", "ylabel": "token machines"}
-    keep(lab, "plane", figure, axes, "Splits of equal power that kept the best rate so far when tried", **labels)
+        label = f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s"
+        axes.plot(*zip(*places, strict=True), "o-", color=color, label=label, markersize=4)
+    title = "Splits of equal power that kept the best rate so far when tried"
+    keep(lab, "plane", figure, axes, title, xlabel="prompt machines", ylabel="token machines")
 
 
 def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
@@ -212,9 +238,8 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
     with lab.stage("equal throughput", total=len(PAIRS)) as stage:
         for name in PAIRS:
             chosen = design(name, data)
-            least, frontier = sv.least_machines(
-                chosen, settings.rate_per_s, load, reference(data), measure="cost", most=settings.most_machines
-            )
+            goal = (settings.rate_per_s, load, reference(data))
+            least, frontier = sv.least_machines(chosen, *goal, measure="cost", most=settings.most_machines)
             coldest = min(frontier, key=lambda one: one.provisioned_w)
             cheapest[name, "cost"], cheapest[name, "power"] = least, coldest
             for one in (least, coldest):
@@ -224,17 +249,15 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
                 stairs[name] = [float(one.prompts) for one in frontier], [float(one.tokens) for one in frontier]
             stage.advance(design=name)
     lab.table("equal-throughput", rows, caption=f"Least cost and least power for {settings.rate_per_s:g} requests/s")
-    figure = plot_curves(
-        stairs, title=f"Least machines for {settings.rate_per_s:g}/s", x="prompt machines", y="token machines"
-    )
+    title = f"Least machines for {settings.rate_per_s:g}/s"
+    figure = plot_curves(stairs, title=title, x="prompt machines", y="token machines")
     lab.figure("frontier", figure, caption="Fewest token machines for each number of prompt machines, conversation")
     watts, dollars = cheapest["Baseline-H100", "power"].provisioned_w, cheapest["Baseline-H100", "cost"].cost_per_hour
     found = {
         "hhcap-over-baseline-h100-power": cheapest["HHcap", "power"].provisioned_w / watts,
         "aa-over-baseline-h100-dollars": cheapest["AA", "cost"].cost_per_hour / dollars,
     }
-    for name, ratio in found.items():
-        lab.measure(name, ratio, unit="x", scale="log")
+    keep_ratios(lab, found)
     return found
 
 
@@ -311,3 +334,63 @@ def profile_error(lab: Lab, data: Data) -> None:
     rest = sv.held_out_error(data.rows, generator=lab.generator) if data.rows else knots
     lab.measure("profile-mape", rest, measurements=len(data.rows))
     lab.measure("profile-mape-of-left-out-knots", knots)
+
+
+def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
+    """One model, two cores, the same requests at the same times: both phases together, in chunks, and apart."""
+    import torch
+
+    from anabranch.language import load_causal, tiny_causal
+
+    model: Any
+    if settings.server_model == "tiny":
+        model = loaded = tiny_causal(generator=torch.Generator().manual_seed(lab.seed))
+    else:
+        from anabranch.worlds import SMOLLM2_GGUF
+
+        SMOLLM2_GGUF.read(SMOLLM2_GGUF.files[0].name, data_folder())
+        model = SMOLLM2_GGUF.folder(data_folder()) / SMOLLM2_GGUF.files[0].name
+        loaded = load_causal(model)
+    generator = np.random.default_rng(lab.seed)
+    rate, span = settings.server_rate_per_s, settings.server_seconds
+    drawn = sv.poisson_requests(data.conversation, rate, span, generator=generator)
+    requests = drawn.shortened(settings.server_lengths_over, most=1500)
+    vocabulary = loaded.config.vocab_size
+    prompts = [generator.integers(2, vocabulary, n).tolist() for n in requests.prompt_tokens]
+    arms: dict[str, Callable[[], Any]] = {
+        "colocated": lambda: sv.ColocatedServer(model, threads=2),
+        "chunked": lambda: sv.ColocatedServer(model, threads=2, chunk=64),
+        "split": lambda: sv.PhaseSplitServer(model, threads=1, checksums=True),
+    }
+    streams: dict[str, Any] = {}
+    rows: list[Row] = []
+    share, length = 0.0, 512
+    with lab.stage("real servers", total=len(arms) * len(requests)) as stage:
+        for name, start in arms.items():
+            with start() as server:
+                server.submit(prompts[0][:8], 4).result(600.0)  # warm up
+                streams[name] = sv.replay(server, requests, prompts, progress=lambda *_: stage.advance())
+                if name == "split":
+                    long = generator.integers(2, vocabulary, (3, length)).tolist()
+                    again = [server.submit(prompt, 4) for prompt in long]
+                    for one in again:
+                        one.result(600.0)
+                    share = median(one.record.transfer_share for one in again)
+            rows.append({"server": name, "requests": len(requests), **sv.latency_summary(streams[name])})
+    lab.table("real-servers", rows, caption=f"{settings.server_model} on two cores, the same requests; chunks of 64")
+    tail = {row["server"]: row["P99 gap, ms"] / rows[-1]["P99 gap, ms"] for row in rows}
+    for name in ("colocated", "chunked"):
+        lab.measure(f"real-p99-gap-{name}-over-split", tail[name], unit="x", scale="log")
+    some = streams["split"][:20]
+    same = [one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens) for one in some]
+    whole = [one.record.sent_sha256 == one.record.received_sha256 for one in some]
+    lab.measure("real-identical-answers", float(np.mean([*same, *whole])), compared=len(same))
+    lab.measure("real-transfer-over-prefill", share, prompt_tokens=length)
+    figure, axes = new_figure()
+    for color, (name, answers) in zip(COLORS, streams.items(), strict=False):
+        begin = min(one.submitted_s for one in answers)
+        points = [(t - begin, 1e3 * gap) for one in answers for t, gap in zip(one.times_s[1:], one.gaps_s, strict=True)]
+        axes.plot(*zip(*points, strict=True), ".", color=color, label=name, alpha=0.7)
+    labels = {"xlabel": "seconds", "ylabel": "time between tokens, ms", "yscale": "log"}
+    keep(lab, "token-gaps", figure, axes, "Every gap between two tokens of an answer, real servers", **labels)
+    return share
