@@ -1,9 +1,7 @@
 """Serving language models with the two phases of a request on different machines, and planning such clusters."""
 
-import os
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Literal
 
 from anabranch.lab import Claim, Paper
@@ -37,15 +35,6 @@ class Settings:
             raise ValueError(f"tolerance={self.tolerance}: expected between 0 and 1")
         if not self.transfer_prompts or min(self.transfer_prompts) < 1:
             raise ValueError(f"transfer_prompts={self.transfer_prompts}: expected lengths of at least 1")
-
-    def golden_folder(self) -> Path | None:
-        shared = os.environ.get("ANABRANCH_SHARED")
-        folder = Path(self.golden or (Path(shared) / "splitwise-profiles" if shared else ""))
-        if (folder / "golden_hh10_conv20.csv").is_file():
-            return folder
-        if self.golden:
-            raise ValueError(f"golden={self.golden!r}: there is no golden_hh10_conv20.csv in it")
-        return None
 
 
 PAPER = Paper(

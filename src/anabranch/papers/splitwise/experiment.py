@@ -126,8 +126,11 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
     sent = 1500 * BLOOM_176B.kv_bytes_per_token() / (200 * GIB)
     alone = float(model.prompt_seconds(1500)) + sent + 199 * float(model.decode_seconds(1, 0))
     worst, compared = abs(float(alone_there.e2e_s[0]) - alone), "a closed form"
-    folder = settings.golden_folder()
-    if folder is None:
+    folder = Path(settings.golden or Path(os.environ.get("ANABRANCH_SHARED", os.devnull)) / "splitwise-profiles")
+    there = (folder / "golden_hh10_conv20.csv").is_file()
+    if settings.golden and not there:
+        raise ValueError(f"golden={settings.golden!r}: there is no golden_hh10_conv20.csv in it")
+    if not there:
         lab.table("reference", [{"file": "none", "reason": "golden_*.csv of the released simulator are not here"}])
     elif settings.data == "azure":
         rows = sv.answer_differences(design("HH", data).build(6, 4), folder / "golden_hh10_conv20.csv")
