@@ -104,7 +104,7 @@ def facts(served: Served) -> dict[str, Any]:
         "drawn_w": float(result.energy_j.sum() / end) if end > 0 else 0.0, "cost_per_hour": cluster.cost_per_hour,
         "cost_per_million_output_tokens": cluster.cost_per_hour * end / 3600 / tokens * 1e6 if tokens else None,
         "idle": idle, "preemptions": result.preemptions, "moves": result.moves, "retries": result.retries,
-        "restarts": int(result.restarts.sum()),
+        "restarts": 0 if result.restarts is None else int(result.restarts.sum()),
     }  # fmt: skip
 
 

@@ -162,7 +162,7 @@ class ServingResult:
         busy_s, energy_j, iterations: of every machine. kv_peak_bytes: the most memory in use, weights included.
         end_s: time of the last event.
         preemptions, moves, retries: of decodes, of machines between pools, of transfers without room.
-        restarts: of every request, because of machines that failed.
+        restarts: of every request, because of machines that failed; None where they cannot.
     """
 
     ttft_s: Float64[np.ndarray, " requests"]
@@ -180,7 +180,7 @@ class ServingResult:
     moves: int
     retries: int
     output_tokens: Int64[np.ndarray, " requests"]
-    restarts: Int64[np.ndarray, " requests"]
+    restarts: Int64[np.ndarray, " requests"] | None = None
 
     @property
     def finished(self) -> Bool[np.ndarray, " requests"]:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,7 @@ class _Server:
             counts[handle.role] += 1
             self._workers.append(worker)
         for worker, handle in zip(self._workers, remote, strict=True):
-            handle.start(
-                WorkerSpec(role=worker.role, **self._spec), lambda event, worker=worker: self._event(worker, event)
-            )
+            handle.start(WorkerSpec(role=worker.role, **self._spec), partial(self._event, worker))
 
     def _wait_until_ready(self, timeout_s: float) -> None:
         with self._started:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -73,9 +75,11 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run is made of, for ``--dry-run``."""
     count = sum(len(one[-1]) for one in SEARCHES)
     server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g}/s"
-    load = f"{settings.search_seconds:g} s of arrivals, rates to {settings.tolerance:.1%}"
     return [
-        ("budgets", f"{count} searches over splits of {settings.machines} DGX-H100's, {load}"),
+        (
+            "budgets",
+            f"{count} searches, {settings.machines} DGX-H100's, {settings.search_seconds:g} s of arrivals each",
+        ),
         ("throughput", f"{len(PAIRS)} designs, {settings.rate_per_s:g}/s, up to {settings.most_machines} of a role"),
         ("transfers", f"one request of {', '.join(map(str, settings.transfer_prompts))} tokens, 200 and 400 Gb/s"),
         ("server", f"{settings.server_model}, colocated, in chunks and split: {server} each, on two cores"),
@@ -327,8 +331,8 @@ def batches(lab: Lab, settings: Settings, data: Data) -> None:
         axes.step(np.arange(len(share)), share, where="post", label=name, color=color)
         lab.measure(f"time-with-at-most-20-answers-{name}", float(share[min(20, len(share) - 1)]))
         lab.measure(f"time-with-one-answer-{name}", float(spent[1] / spent.sum()) if len(spent) > 1 else 0.0)
-    labels = {"xlabel": "answers under way", "ylabel": "share of the time"}
-    keep(lab, "batches", figure, axes, "Decoding batches of a mixed DGX-H100, 2 requests/s a machine", **labels)
+    axes.set(xlabel="answers under way", ylabel="share of the time")
+    keep(lab, "batches", figure, axes, "Decoding batches of a mixed DGX-H100, 2 requests/s a machine")
 
 
 def profile_error(lab: Lab, data: Data) -> None:
