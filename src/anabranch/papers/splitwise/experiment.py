@@ -73,13 +73,10 @@ def experiment(lab: Lab, settings: Settings) -> None:
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run is made of, for ``--dry-run``."""
-    count = sum(len(one[-1]) for one in SEARCHES)
     server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g}/s"
+    budgets = f"{sum(len(one[-1]) for one in SEARCHES)} searches, {settings.machines} DGX-H100's"
     return [
-        (
-            "budgets",
-            f"{count} searches, {settings.machines} DGX-H100's, {settings.search_seconds:g} s of arrivals each",
-        ),
+        ("budgets", f"{budgets}, {settings.search_seconds:g} s of arrivals each, to {settings.tolerance:.1%}"),
         ("throughput", f"{len(PAIRS)} designs, {settings.rate_per_s:g}/s, up to {settings.most_machines} of a role"),
         ("transfers", f"one request of {', '.join(map(str, settings.transfer_prompts))} tokens, 200 and 400 Gb/s"),
         ("server", f"{settings.server_model}, colocated, in chunks and split: {server} each, on two cores"),
@@ -184,8 +181,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     "power": chosen.provisioned_w / power, "cost": chosen.cost_per_hour / cost,
                 })  # fmt: skip
                 stage.advance(design=name, requests_per_s=round(chosen.rate_per_s, 1))
-    caption = "The best split of each design; power and cost over those of Baseline-H100"
-    lab.table("equal-budgets", rows, caption=caption)
+    lab.table("equal-budgets", rows, caption="The best split of each design; power and cost over Baseline-H100's")
     plane(lab, tried)
 
     def rate(measure: str, name: str, service: str = "conversation", by: str = "requests", share: float = 1.0) -> float:
@@ -233,8 +229,8 @@ def plane(lab: Lab, tried: dict[str, list[Provision]]) -> None:
         places = [(one.prompts, one.tokens) for one in all_of_it]
         label = f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s"
         axes.plot(*zip(*places, strict=True), "o-", color=color, label=label, markersize=4)
-    title = "Splits of equal power that kept the best rate so far when tried"
-    keep(lab, "plane", figure, axes, title, xlabel="prompt machines", ylabel="token machines")
+    axes.set(xlabel="prompt machines", ylabel="token machines")
+    keep(lab, "plane", figure, axes, "Splits of equal power that kept the best rate so far when tried")
 
 
 def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
@@ -256,8 +252,7 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
                 stairs[name] = [float(one.prompts) for one in frontier], [float(one.tokens) for one in frontier]
             stage.advance(design=name)
     lab.table("equal-throughput", rows, caption=f"Least cost and least power for {settings.rate_per_s:g} requests/s")
-    title = f"Least machines for {settings.rate_per_s:g}/s"
-    figure = plot_curves(stairs, title=title, x="prompt machines", y="token machines")
+    figure = plot_curves(stairs, title="Least machines", x="prompt machines", y="token machines")
     lab.figure("frontier", figure, caption="Fewest token machines for each number of prompt machines, conversation")
     watts, dollars = cheapest["Baseline-H100", "power"].provisioned_w, cheapest["Baseline-H100", "cost"].cost_per_hour
     found = {
