@@ -189,18 +189,30 @@ def test_prompts_of_a_machine_start_in_order_of_arrival() -> None:
         assert (np.diff(starts) >= -1e-12).all()
 
 
-def test_the_same_twice_and_without_compilation() -> None:
-    from anabranch.serving import _kernels_cluster, _kernels_events, _kernels_simulation
+@pytest.mark.parametrize("chunk", [None, 512])
+@pytest.mark.parametrize("broken", [0, 2])
+def test_the_same_twice_and_without_compilation(chunk: int | None, broken: int) -> None:
+    from anabranch.serving import (
+        _kernels_chunks,
+        _kernels_cluster,
+        _kernels_events,
+        _kernels_failures,
+        _kernels_lists,
+        _kernels_placing,
+        _kernels_simulation,
+        _kernels_transfers,
+    )
 
     requests = some_requests(60, rate=40.0)
-    first, second = (simulate_cluster(split(1, 2), requests) for _ in range(2))
+    cluster, failures = (replace(split(2, 2), batching=Batching(chunk_tokens=chunk)), [(0.7, 0), (1.4, 3)][:broken])
+    first, second = (simulate_cluster(cluster, requests, failures=failures) for _ in range(2))
     assert np.array_equal(first.e2e_s, second.e2e_s)
     plain: dict[str, Any] = {}
     for module in (
-        _kernels_events,
-        _kernels_cluster,
-        _kernels_simulation,
-    ):  # each function over the plain ones before it
+        _kernels_events, _kernels_lists, _kernels_chunks, _kernels_cluster, _kernels_placing, _kernels_transfers,
+        _kernels_failures, _kernels_simulation,
+    ):  # fmt: skip
+        # each function over the plain ones before it
         for name, value in vars(module).items():
             if hasattr(value, "py_func"):
                 plain.setdefault(name, value.py_func)
@@ -216,7 +228,7 @@ def test_the_same_twice_and_without_compilation() -> None:
             functions[name] = types.FunctionType(function.__code__, functions, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "run", functions["run"])
-        slow = simulate_cluster(split(1, 2), requests)
+        slow = simulate_cluster(cluster, requests, failures=failures)
     assert np.array_equal(first.e2e_s, slow.e2e_s)
     assert np.array_equal(first.kv_peak_bytes, slow.kv_peak_bytes)
 

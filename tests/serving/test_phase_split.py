@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,3 +176,97 @@ def test_smollm2_over_shared_memory(smollm2: Path) -> None:
             assert stream.result(WAIT_S) == generated(loaded, prompt, 12)
             assert stream.record.received_sha256 == stream.record.sent_sha256
             assert stream.record.kv_bytes == 46_080 * len(prompt)
+
+
+def start_remote(role: str) -> Any:
+    """A worker as a user starts it, and its address."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-c", "from anabranch.cli import main; main()", "serving", "worker", "--role", role, "--listen",
+            "127.0.0.1:0",
+        ],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[list[tuple[Any, str]]]:
+    """One prefill and two decode workers in processes of their own, addressed by URL."""
+    started = [start_remote(role) for role in ("prefill", "decode", "decode")]
+    yield started
+    for process, _ in started:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def test_workers_addressed_by_url(tiny: CausalModel, remote: list[tuple[Any, str]]) -> None:
+    """Tokens of `generate`; a second server after the first; while one is there another is told so; a killed worker is reported
+    and its requests go to the other one, and without any other they fail with the reason."""
+    asked, urls = prompts(8), [url for _, url in remote]
+    with PhaseSplitServer(tiny, workers=urls[:2], checksums=True) as server:
+        streams = [server.submit(prompt, 1 + i % 7) for i, prompt in enumerate(asked)]
+        for i, (prompt, stream) in enumerate(zip(asked, streams, strict=True)):
+            assert stream.result(WAIT_S) == generated(tiny, prompt, 1 + i % 7)
+            assert stream.record.received_sha256 == (stream.record.sent_sha256 if i % 7 else "")
+        with pytest.raises(ServingError, match="works for another server"):
+            PhaseSplitServer(tiny, workers=urls)
+    with PhaseSplitServer(tiny, workers=urls) as server:
+        streams = [server.submit(prompt, 150) for prompt in asked]
+        for stream in streams:
+            next(stream)
+        assert {job.decode.index for job in server._jobs.values()} == {0, 1}  # both are at work
+        remote[2][0].kill()
+        for prompt, stream in zip(asked, streams, strict=True):
+            assert stream.result(WAIT_S) == generated(tiny, prompt, 150)
+        assert max(stream.record.attempts for stream in streams) == 2
+        assert len(server.lost) == 1
+        assert server.lost[0].startswith("decode worker at 127.0.0.1:")
+        last = server.submit(asked[0], 3000)
+        next(last)
+        remote[1][0].kill()
+        with pytest.raises(ServingError, match="is gone: its connection ended; no other worker of its kind is left"):
+            last.result(WAIT_S)
+    with pytest.raises(ServingError, match="does not answer"):
+        PhaseSplitServer(tiny, workers=urls)
+
+
+def test_workers_are_prepared_without_loading_anything_here() -> None:
+    """The fork server is there, with torch in it; this process has not imported it."""
+    code = """
+import sys, multiprocessing.forkserver as forkserver
+import anabranch.serving as sv
+sv.prepare_workers()
+assert forkserver._forkserver._forkserver_pid is not None
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT_S)
+
+
+def test_strangers_and_bad_addresses(tiny: CausalModel) -> None:
+    """A connection that says nothing keeps no server waiting; a wrong key gets nothing."""
+    from anabranch.serving._remote_workers import WorkerListener, connect_workers
+
+    worker = WorkerListener("prefill")
+    thread = threading.Thread(target=worker.serve, daemon=True)
+    thread.start()
+    place, _, key = worker.address.rpartition("/")
+    host, port = place.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))):
+        with pytest.raises(ServingError, match="the key of the address is not its own"):
+            connect_workers([f"{place}/{'00' * 16}"])
+        with pytest.raises(ValueError, match="workers has no decode worker"):
+            connect_workers([worker.address])
+        with pytest.raises(ValueError, match="expected tcp://HOST:PORT/KEY"):
+            PhaseSplitServer(tiny, workers=[place])
+    worker.close()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    with pytest.raises(ValueError, match="role must be one of prefill, decode"):
+        WorkerListener("both")
+    with pytest.raises(ValueError, match="by which the other workers reach"):
+        WorkerListener("decode", "0.0.0.0")
+    with pytest.raises(ValueError, match="key must have 16 bytes"):
+        WorkerListener("decode", key=b"1")
+    assert len(key) == 32

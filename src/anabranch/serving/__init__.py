@@ -6,10 +6,11 @@ A :class:`RequestTable` goes with a :class:`Cluster` of :class:`Pool` s into :fu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from anabranch.serving._worker_context import prepare_workers
 from anabranch.serving.batch_former import BatchFormer, Chunk, DenseBatch
 from anabranch.serving.cluster import Batching, Cluster, Pool, ServingResult, Transfers, simulate_cluster
 from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate_dense_batches
-from anabranch.serving.designs import RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
+from anabranch.serving.designs import CHUNKED_BASELINES, RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
 from anabranch.serving.layer_graph import (
@@ -32,7 +33,7 @@ from anabranch.serving.profile_errors import held_out_error, left_out_knot_error
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
 from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
-from anabranch.serving.slo import Load, MaxRate, SloLimits, SloReport, max_rate, slo_report
+from anabranch.serving.slo import Load, MaxRate, RateInterval, SloLimits, SloReport, max_rate, rate_interval, slo_report
 from anabranch.serving.studies import answer_differences, exposed_transfers, slowdown_rows
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ _REAL = {  # they need torch or transformers, which a simulation does not: loade
 }
 
 __all__ = [
+    "CHUNKED_BASELINES",
     "RELEASED_TRANSFERS",
     "SPLITWISE_DESIGNS",
     "BatchFormer",
@@ -137,6 +139,7 @@ __all__ = [
     "PreparedOverlap",
     "ProfileTable",
     "Provision",
+    "RateInterval",
     "RequestRecord",
     "RequestTable",
     "Segment",
@@ -169,10 +172,12 @@ __all__ = [
     "period_bound",
     "poisson_requests",
     "prepare_overlap",
+    "prepare_workers",
     "profile_model",
     "published_layer",
     "published_lengths",
     "published_performance",
+    "rate_interval",
     "read_requests",
     "replay",
     "resource_bound",

@@ -1,142 +1,33 @@
-"""Event loop of a serving cluster with continuous batching: arrays only, numbers instead of objects.
-
-Request r has two items, its prompt ``2 r`` and its decode ``2 r + 1``. A machine has a running ``batch``, a ``queue`` of waiting
-items by (preemptions, arrival), the waiting ``prompts`` and the preempted (``blocked``) decodes in order, and the ``present``
-requests by arrival. Rules: those of the simulator released with Splitwise (2311.18677); layer-wise transfers, the link of each
-machine and decoding times by context are ours.
-"""
+"""Batches of a machine, and the blocks of iterations that they run."""
 
 import typing
-from collections import namedtuple
 
 import numpy as np
 from numba import njit
 
+from anabranch.serving._kernels_chunks import fill_chunks
 from anabranch.serving._kernels_events import interpolate, push
-
-PROMPT, MIXED, TOKEN = 0, 1, 2  # pools
-BLOCK_END, TRANSFER_END, RETRY = 0, 1, 2  # events
-WAITING, BLOCKED = 0, 1  # linked lists of items
-
-Rules = namedtuple(
-    "Rules",
-    "max_requests max_tokens max_preemptions pending_limit shortest_queue kv_bytes layers serialized own_links serial_below"
-    " by_context retry_s mixed_factor max_time_s",
+from anabranch.serving._kernels_lists import (
+    BLOCK_END,
+    BLOCKED,
+    WAITING,
+    append_item,
+    enqueue,
+    enter,
+    note_start,
+    unlink_item,
 )
-Perf = namedtuple("Perf", "prompt_x prompt_s prompt_n token_x token_s token_n power_x power power_n decode_power")
-Fleet = namedtuple("Fleet", "kind home capacity weights link_bytes_per_s tdp_w")
-Requests = namedtuple(
-    "Requests",
-    "arrival prompt output source target started first decoded ended preemptions ran taken prompt_done remaining"
-    " next_item previous_item linked next_present previous_present present prompt_s tokens bytes",
-)
-Cluster = namedtuple(
-    "Cluster",
-    "used scheduled pending pool pool_lists pool_sizes batch batch_size batch_tokens since iteration_s block version prompts_in"
-    " decodes_in cut context queue_start queue_size queue_room queue_items queue_end head tail present_head present_tail"
-    " link_free busy_s energy_j iterations kv_peak scratch sent counts",
-)
-
-
-# Lists of a machine.
-
-
-@njit(cache=True, _nrt=False)
-@typing.no_type_check
-def enqueue(m, item, c, q):
-    """Into the queue by (preemptions now, arrival), after equal keys; the room of a machine doubles where it is full."""
-    preemptions, arrivals, items, size = q.preemptions, q.arrival, c.queue_items, c.queue_size[m]
-    if size == c.queue_room[m]:
-        room, begin = max(8, 2 * size), c.queue_end[0]
-        for i in range(size):
-            items[begin + i] = items[c.queue_start[m] + i]
-        c.queue_start[m], c.queue_room[m] = begin, room
-        c.queue_end[0] += room
-    start, low, high = c.queue_start[m], 0, size
-    count, arrival = preemptions[item], arrivals[item >> 1]
-    while low < high:
-        middle = (low + high) >> 1
-        other = items[start + middle]
-        n = preemptions[other]
-        if count < n or (count == n and arrival < arrivals[other >> 1]):
-            high = middle
-        else:
-            low = middle + 1
-    for i in range(start + size, start + low, -1):
-        items[i] = items[i - 1]
-    items[start + low] = item
-    c.queue_size[m] += 1
-
-
-@njit(cache=True, _nrt=False)
-@typing.no_type_check
-def append_item(which, m, item, c, q):
-    last = c.tail[which, m]
-    q.previous_item[item], q.next_item[item], q.linked[item] = last, -1, which + 1
-    if last < 0:
-        c.head[which, m] = item
-    else:
-        q.next_item[last] = item
-    c.tail[which, m] = item
-
-
-@njit(cache=True, _nrt=False)
-@typing.no_type_check
-def unlink_item(m, item, c, q):
-    which = q.linked[item] - 1
-    before, after = q.previous_item[item], q.next_item[item]
-    if before < 0:
-        c.head[which, m] = after
-    else:
-        q.next_item[before] = after
-    if after < 0:
-        c.tail[which, m] = before
-    else:
-        q.previous_item[after] = before
-    q.linked[item] = 0
-
-
-@njit(cache=True, _nrt=False)
-@typing.no_type_check
-def enter(m, r, c, q):
-    """Among the present requests, by arrival."""
-    before = c.present_tail[m]
-    while before >= 0 and q.arrival[before] > q.arrival[r]:
-        before = q.previous_present[before]
-    after = c.present_head[m] if before < 0 else q.next_present[before]
-    q.previous_present[r], q.next_present[r], q.present[r] = before, after, True
-    if before < 0:
-        c.present_head[m] = r
-    else:
-        q.next_present[before] = r
-    if after < 0:
-        c.present_tail[m] = r
-    else:
-        q.previous_present[after] = r
-
-
-@njit(cache=True, _nrt=False)
-@typing.no_type_check
-def leave(m, r, c, q):
-    before, after = q.previous_present[r], q.next_present[r]
-    if before < 0:
-        c.present_head[m] = after
-    else:
-        q.next_present[before] = after
-    if after < 0:
-        c.present_tail[m] = before
-    else:
-        q.previous_present[after] = before
-    q.present[r] = False
-
-
-# Batches.
 
 
 @njit(cache=True, _nrt=False)
 @typing.no_type_check
 def build(m, now, c, q, rules, perf, fleet, heap):
     """The next batch, and the block of iterations that it runs until something ends."""
+    if rules.chunk_tokens > 0:
+        fill_chunks(m, now, c, q, rules, fleet)
+        if c.batch_size[m] > 0:
+            begin_block(m, now, c, q, rules, perf, fleet, heap)
+        return
     taken, ran, preemptions, prompt_done, tokens_of, bytes_of = (
         q.taken,
         q.ran,
@@ -241,10 +132,7 @@ def build(m, now, c, q, rules, perf, fleet, heap):
             if not ran[item]:
                 ran[item] = True
                 c.used[m] += bytes_of[item]
-                if item & 1 == 0:
-                    q.started[item >> 1] = now
-                else:
-                    q.decoded[item >> 1] = now
+                note_start(item, now, q)
     if came > 0:  # out of the queue
         start, write = c.queue_start[m], c.queue_start[m]
         for i in range(start, start + c.queue_size[m]):
@@ -269,17 +157,18 @@ def build(m, now, c, q, rules, perf, fleet, heap):
 @typing.no_type_check
 def begin_block(m, now, c, q, rules, perf, fleet, heap):
     prompt, output, remaining, batch = q.prompt, q.output, q.remaining, c.batch[m]
-    kind, prompt_tokens, decodes, least, context = fleet.kind[m], 0, 0, 1 << 60, 0
+    kind, prompt_tokens, prompts, decodes, least, context = fleet.kind[m], 0, 0, 0, 1 << 60, 0
     for k in range(c.batch_size[m]):
         item = batch[k]
         r = item >> 1
         if item & 1 == 0:
-            prompt_tokens += prompt[r]
+            piece = q.piece[r] if rules.chunk_tokens > 0 else prompt[r]
+            prompt_tokens += piece
+            prompts += piece > 0  # a prompt may wait for room among the decodes
         else:
             decodes += 1
             least = min(least, remaining[r])
             context += prompt[r] + output[r] - remaining[r]
-    prompts = c.batch_size[m] - decodes
     c.prompts_in[m], c.decodes_in[m], c.context[m] = prompts, decodes, context
     c.block[m] = 1 if prompts > 0 else least
     if prompts > 0:
@@ -318,18 +207,40 @@ def block_seconds(m, count, c, rules, perf, fleet):
 
 @njit(cache=True, _nrt=False)
 @typing.no_type_check
+def begun_iterations(m, now, c, rules, perf, fleet):
+    """How many iterations of a block of decodes have begun, the one that runs included."""
+    elapsed = now - c.since[m]
+    if not rules.by_context:
+        return int(np.floor(elapsed / c.iteration_s[m])) + 1
+    count, total = 0, 0.0
+    while count < c.block[m] and total <= elapsed:
+        total += token_seconds(fleet.kind[m], c.decodes_in[m], c.context[m] + count * c.decodes_in[m], rules, perf)
+        count += 1
+    return count
+
+
+@njit(cache=True, _nrt=False)
+@typing.no_type_check
+def charge(m, now, count, c, perf, fleet):
+    """Time and energy of a block that ends now, after ``count`` iterations."""
+    spent = now - c.since[m]
+    c.busy_s[m] += spent
+    c.iterations[m] += count
+    tokens = c.batch_tokens[m] if c.prompts_in[m] > 0 else 0
+    share = perf.decode_power[fleet.kind[m]]
+    if tokens > 0:
+        kind = fleet.kind[m]
+        share = interpolate(perf.power_x[kind], perf.power[kind], perf.power_n[kind], float(tokens))
+    c.energy_j[m] += spent * share * fleet.tdp_w[m]
+
+
+@njit(cache=True, _nrt=False)
+@typing.no_type_check
 def cut_block(m, now, c, rules, perf, fleet, heap):
     """End the block with the iteration that runs now; once a block, and never one with a prompt."""
     if c.cut[m] or c.prompts_in[m] > 0:
         return
-    elapsed = now - c.since[m]
-    if rules.by_context:
-        count, total = 0, 0.0
-        while count < c.block[m] and total <= elapsed:
-            total += token_seconds(fleet.kind[m], c.decodes_in[m], c.context[m] + count * c.decodes_in[m], rules, perf)
-            count += 1
-    else:
-        count = int(np.floor(elapsed / c.iteration_s[m])) + 1
+    count = begun_iterations(m, now, c, rules, perf, fleet)
     c.cut[m] = True
     if count < c.block[m]:
         c.block[m] = count
@@ -348,6 +259,10 @@ def arrive(m, item, now, c, q, rules, perf, fleet, heap):
     if c.batch_size[m] == 0:
         if c.used[m] + q.bytes[item] <= fleet.capacity[m]:
             build(m, now, c, q, rules, perf, fleet, heap)
+        return
+    if rules.chunk_tokens > 0:
+        if c.batch_size[m] < rules.max_requests and c.batch_tokens[m] < rules.chunk_tokens:
+            cut_block(m, now, c, rules, perf, fleet, heap)
         return
     more = q.tokens[item]
     joins = c.batch_size[m] < rules.max_requests and c.batch_tokens[m] + more <= rules.max_tokens

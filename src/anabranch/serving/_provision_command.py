@@ -12,33 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from anabranch.serving._cluster_files import ServedModel, read_machines
 from anabranch.serving._serving_words import numbers, table_text, watts
 from anabranch.serving.cluster import Cluster, Pool, Transfers
-from anabranch.serving.performance import PerformanceModel, ProfileTable
+from anabranch.serving.performance import PerformanceModel
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
-from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, published_lengths, read_requests
-from anabranch.serving.slo import Load, SloLimits
-from anabranch.simulation import (
-    BLOOM_176B,
-    DGX_A100,
-    DGX_H100,
-    DGX_H100_CAPPED,
-    GIB,
-    LLAMA2_70B,
-    Device,
-    Machine,
-    TransformerShape,
-)
+from anabranch.serving.slo import Load, RateInterval, SloLimits, rate_interval
+from anabranch.simulation import DGX_A100, DGX_H100, DGX_H100_CAPPED, Machine
 
 Progress = Callable[[float, float, dict[str, float]], None]
-# Weights in memory as the released simulator has them.
-MODELS = {"bloom-176b": (BLOOM_176B, 329 * 10**9), "llama2-70b": (LLAMA2_70B, 135 * 10**9)}
 DESIGNS = (
     ("AA", DGX_A100, DGX_A100), ("HH", DGX_H100, DGX_H100), ("HA", DGX_H100, DGX_A100), ("HHcap", DGX_H100, DGX_H100_CAPPED),
     ("A100 mixed", DGX_A100, None), ("H100 mixed", DGX_H100, None),
 )  # fmt: skip
-MOST_MACHINES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +39,7 @@ class Job:
     limits: SloLimits
     seconds: float
     seed: int
+    seeds: int
     rate: float | None
     budget: float | None
     measure: str
@@ -60,7 +48,7 @@ class Job:
     def of(
         cls, *, trace: Path | None, service: str, rate: float | None, budget_power: str | None, budget_cost: float | None,
         minimise: str, seconds: float, profile: Path | None, model: str | None, config: Path | None, machines: Path | None,
-        limits: Sequence[str], seed: int, out: Path | None,
+        limits: Sequence[str], seed: int, seeds: int, out: Path | None,
     ) -> Job:  # fmt: skip
         given = [
             name for name, value in
@@ -96,24 +84,14 @@ class Job:
             f"{lengths.output_tokens.mean():,.0f} output tokens on average"
         )
         designs, slowest = _designs(profile, model, config, machines)
-        return cls(designs, lengths, said, slowest, slo, seconds, seed, rate, budget, measure)
+        return cls(designs, lengths, said, slowest, slo, seconds, seed, seeds, rate, budget, measure)
 
 
 def _designs(
     profile: Path | None, model: str | None, config: Path | None, machines: Path | None
 ) -> tuple[tuple[Design, ...], PerformanceModel]:
     """The designs, and the slowest machine's times, against which slowdowns are counted."""
-    table = ProfileTable.read(profile) if profile is not None else None
-    name = model or (
-        table.entries[0][0] if table is not None and len({e[0] for e in table.entries}) == 1 else "bloom-176b"
-    )
-    if config is not None:
-        shape = TransformerShape.from_config(name, json.loads(config.read_text(encoding="utf-8")))
-        weights = 2 * shape.parameters
-    elif name in MODELS:
-        shape, weights = MODELS[name]
-    else:
-        raise ValueError(f"model {name}: its cache and weights are not known, give its config.json with --config")
+    served = ServedModel.of(profile, model, config)
     if machines is None:
         choices: list[tuple[str, Machine, Machine | None]] = list(DESIGNS)
     else:
@@ -121,19 +99,14 @@ def _designs(
         choices = [(f"{a.name} + {b.name}", a, b) for a, b in itertools.product(own, repeat=2)]
         choices += [(f"{a.name} mixed", a, None) for a in own]
     kinds = {one.name: one for _, *pair in choices for one in pair if one is not None}
-    times: dict[str, PerformanceModel] = {}
-    for kind in kinds.values():
-        if table is not None:
-            times[kind.name] = table.model(name, kind.device.name, kind.count)
-        else:
-            times[kind.name] = published_performance(name, kind.device.name)
-    transfers = Transfers(layers=shape.layers)
+    times = {kind.name: served.times(kind) for kind in kinds.values()}
+    transfers = Transfers(layers=served.shape.layers)
 
     def design(title: str, prompt: Machine, token: Machine | None) -> Design:
         scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
 
         def cluster(pools: tuple[Pool, ...]) -> Cluster:
-            return Cluster(pools, times, shape.kv_bytes_per_token(), weights, scheduler, transfers=transfers)
+            return Cluster(pools, times, served.kv_bytes, served.weights, scheduler, transfers=transfers)
 
         return Design(title, prompt, token, cluster)
 
@@ -141,55 +114,21 @@ def _designs(
     return tuple(design(*choice) for choice in choices), slowest
 
 
-_KEYS = ("name", "hardware", "tensor_parallel", "memory_gib", "network_gbit_per_s", "power_w", "cost_per_hour")
-
-
-def read_machines(path: Path) -> list[Machine]:
-    """Machines from a JSON list of objects with the keys of ``examples/machines.json``.
-
-    Raises:
-        ValueError: another form; names the entry and what it lacks.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_MACHINES:
-        raise ValueError(f"{path}: expected a list of 1 to {MOST_MACHINES} machines")
-    found = []
-    for i, entry in enumerate(entries):
-        missing = [key for key in _KEYS if not isinstance(entry, dict) or key not in entry]
-        if missing:
-            raise ValueError(f"{path}, machine {i}: there is no {', '.join(missing)}")
-        try:
-            count = int(entry["tensor_parallel"])
-            device = Device(  # the profile says how fast it is; its own numbers are not asked
-                name=entry["hardware"], memory_bytes=int(entry["memory_gib"] * GIB / count), memory_bytes_per_s=1.0,
-                flops_per_s=1.0, link_bytes_per_s=0.0, power_w=float(entry["power_w"]) / count,
-            )  # fmt: skip
-            found.append(
-                Machine(
-                    name=str(entry["name"]), device=device, count=count,
-                    nic_bytes_per_s=float(entry["network_gbit_per_s"]) * 1e9 / 8, provisioned_w=float(entry["power_w"]),
-                    cost_per_hour=float(entry["cost_per_hour"]),
-                )
-            )  # fmt: skip
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"{path}, machine {i}: {error}") from error
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best of each design, best first; designs that cannot do it, with the reason; what was tried."""
+    """The best of each design, best first; designs that cannot do it, with the reason; what was tried; rates over seeds."""
 
     best: list[Provision]
     tried: dict[str, list[Provision]]
     failed: dict[str, str]
+    over_seeds: dict[str, RateInterval]
 
 
 def search(job: Job, progress: Progress) -> Found:
-    """Every design with the same random arrivals. Cost: seconds to a minute a design."""
+    """Every design with the same random arrivals. Cost: seconds to a minute a design, and a search for each further seed.
+
+    With ``seeds`` of 2 or more, the chosen clusters' highest rates are found again under so many other arrivals.
+    """
     generator = np.random.default_rng(job.seed)
     if job.budget is None:
         assert job.rate is not None
@@ -202,7 +141,14 @@ def search(job: Job, progress: Progress) -> Found:
         most = max(2.0, 20.0 * job.budget / cheapest)
     load = Load(job.lengths, job.seconds, most, generator)
     best: list[Provision] = []
-    tried, failed = {}, {}
+    tried, failed, over_seeds = {}, {}, {}
+    fresh = []
+    if job.seeds > 1:  # the lengths are the same, the arrivals are not those that the designs were chosen under
+        ceiling = most if job.budget is not None else 4 * most
+        fresh = [
+            Load(job.lengths, job.seconds, ceiling, child)
+            for child in np.random.default_rng([job.seed, 1]).spawn(job.seeds)
+        ]
     for i, design in enumerate(job.designs):
         progress(i, len(job.designs), {})
         try:
@@ -221,10 +167,15 @@ def search(job: Job, progress: Progress) -> Found:
         if found.rate_per_s > 0:
             best.append(found)
             tried[design.name] = [one for one in all_of_it if one.rate_per_s > 0]
+            if fresh:
+                cluster = design.build(found.prompts, found.tokens)
+                over_seeds[design.name] = rate_interval(
+                    cluster, fresh, job.reference, job.limits, start_per_s=found.rate_per_s
+                )
         else:
             failed[design.name] = "no rate keeps the limits"
     key = (lambda one: -one.rate_per_s) if job.budget is not None else (lambda one: _price(one, job.measure))
-    return Found(sorted(best, key=key), tried, failed)
+    return Found(sorted(best, key=key), tried, failed, over_seeds)
 
 
 def _enough(rate: float) -> int:
@@ -240,9 +191,19 @@ def _rows(found: Found) -> list[dict[str, Any]]:
         {
             "design": one.design, "prompt_machines": one.prompts, "token_machines": one.tokens,
             "rate_per_s": one.rate_per_s, "power_w": one.provisioned_w, "cost_per_hour": one.cost_per_hour,
+            **_over_seeds(found.over_seeds.get(one.design)),
         }
         for one in found.best
     ]  # fmt: skip
+
+
+def _over_seeds(interval: RateInterval | None) -> dict[str, Any]:
+    if interval is None:
+        return {}
+    return {
+        "mean_rate_per_s": interval.mean_per_s, "low_per_s": interval.low_per_s, "high_per_s": interval.high_per_s,
+        "seeds": len(interval.rates),
+    }  # fmt: skip
 
 
 def write(job: Job, found: Found, out: Path) -> list[str]:
@@ -252,9 +213,10 @@ def write(job: Job, found: Found, out: Path) -> list[str]:
     out.mkdir(exist_ok=True)
     rows = _rows(found)
     with (out / "provision.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, ["design", "prompt_machines", "token_machines", "rate_per_s", "power_w", "cost_per_hour"]
-        )
+        columns = ["design", "prompt_machines", "token_machines", "rate_per_s", "power_w", "cost_per_hour"]
+        if found.over_seeds:
+            columns += ["mean_rate_per_s", "low_per_s", "high_per_s", "seeds"]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -289,6 +251,7 @@ def words(job: Job, found: Found, written: list[str]) -> str:
                 "design": one.design, "prompt": one.prompts if one.tokens else f"{one.prompts} mixed",
                 "token": one.tokens or "-", "requests/s": f"{one.rate_per_s:.1f}",
                 "power": _amount(one.provisioned_w, "power"), "cost": _amount(one.cost_per_hour, "cost"),
+                **_seeds_words(found.over_seeds.get(one.design)),
             }
             for one in found.best
         ]  # fmt: skip
@@ -306,6 +269,13 @@ def words(job: Job, found: Found, written: list[str]) -> str:
     lines += [f"left out  {name}: {why}" for name, why in found.failed.items()]
     lines += [f"wrote     {name}" for name in written]
     return "\n".join(lines)
+
+
+def _seeds_words(interval: RateInterval | None) -> dict[str, str]:
+    if interval is None:
+        return {}
+    words = f"{interval.mean_per_s:.1f} ({interval.low_per_s:.1f} to {interval.high_per_s:.1f})"
+    return {f"{len(interval.rates)} other seeds, 95 %": words}
 
 
 def _amount(value: float, measure: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
+from anabranch.serving._worker_context import worker_context
 from anabranch.serving._worker_loops import STOP, Message, WorkerSpec, work
 
 OnEvent = Callable[[Message], None]  # "dead" with a reason is the last one
@@ -28,29 +28,11 @@ def _process(spec: WorkerSpec, connection: Connection) -> None:
     work(spec, connection, queue.Queue())
 
 
-_HEAVY = [  # what loading a model imports, mostly
-    "anabranch.serving._worker_loops",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-]
-
-
-def _context() -> Any:
-    """Workers are forked from a server that has loaded torch and transformers once and has no threads; spawned elsewhere."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_HEAVY)
-    return context
-
-
 class ProcessHandle:
     """A process of its own, into which no thread or lock of the server is copied."""
 
     def __init__(self, spec: WorkerSpec, name: str, on_event: OnEvent) -> None:
-        context = _context()
+        context = worker_context()
         self._connection, theirs = context.Pipe()
         self._lock = threading.Lock()
         self.process = context.Process(target=_process, args=(spec, theirs), name=name, daemon=True)

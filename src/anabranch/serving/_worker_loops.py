@@ -72,7 +72,7 @@ def work(spec: WorkerSpec, channel: Channel, inbox: queue.Queue[Message], receiv
             _decode(spec, loaded, channel, inbox, receiver)
         else:
             _both(spec, loaded, channel, inbox)
-    except (BrokenPipeError, EOFError):  # the server is gone
+    except (ConnectionError, EOFError):  # the server is gone
         return
 
 
@@ -152,7 +152,16 @@ def _decode(
         address = receiver.address
     else:
         receiver.deliver = deliver
-    channel.send(("ready", address))
+    try:
+        channel.send(("ready", address))
+        _decode_until_stop(spec, worker, channel, inbox, receiver)
+    finally:
+        receiver.close()
+
+
+def _decode_until_stop(
+    spec: WorkerSpec, worker: DecodeWorker, channel: Channel, inbox: queue.Queue[Message], receiver: Any
+) -> None:
     wanted: dict[int, tuple[int, int]] = {}
     caches: dict[int, KvBuffers] = {}
     dropped: set[int] = set()
@@ -161,7 +170,6 @@ def _decode(
         block = len(worker) == 0 and not joining
         for kind, *rest in _drain(inbox, block):
             if kind == "stop":
-                receiver.close()
                 return
             attempt = rest[0]
             if kind == "drop":

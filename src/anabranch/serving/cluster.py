@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from anabranch.serving import _kernels_cluster as kernels
-from anabranch.serving._kernels_events import new_heap
+from anabranch.serving import _kernels_lists as kernels
+from anabranch.serving._kernels_events import new_heap, push
 from anabranch.serving._kernels_simulation import run
 from anabranch.serving.performance import Curve, PerformanceModel
 from anabranch.serving.requests import RequestTable
@@ -33,16 +33,26 @@ class Pool:
 
 @dataclass(frozen=True)
 class Batching:
-    """Limits of an iteration (512 requests, 2,048 tokens), and how often an item may be passed over before it comes first."""
+    """Limits of an iteration (512 requests, 2,048 tokens), and how often an item may be passed over before it comes first.
+
+    Args:
+        chunk_tokens: prompts in pieces, as in Sarathi-Serve (2403.02310, section 4): an iteration decodes every running answer
+            and fills up to so many tokens with pieces of prompts, first come first; nothing is preempted, and ``max_tokens`` is
+            not asked. Its time is that of a prompt of so many tokens (with decodes, times the mixed factor): reading the cache
+            of earlier pieces again is not charged. None: a prompt runs whole.
+    """
 
     max_requests: int = 512
     max_tokens: int = 2048
     max_preemptions: int = 4
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_requests", "max_tokens", "max_preemptions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be >= 1 or None, got {self.chunk_tokens}")
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ class ServingResult:
         busy_s, energy_j, iterations: of every machine. kv_peak_bytes: the most memory in use, weights included.
         end_s: time of the last event.
         preemptions, moves, retries: of decodes, of machines between pools, of transfers without room.
+        restarts: of every request, because of machines that failed; None where they cannot.
     """
 
     ttft_s: Float64[np.ndarray, " requests"]
@@ -169,6 +180,7 @@ class ServingResult:
     moves: int
     retries: int
     output_tokens: Int64[np.ndarray, " requests"]
+    restarts: Int64[np.ndarray, " requests"] | None = None
 
     @property
     def finished(self) -> Bool[np.ndarray, " requests"]:
@@ -183,8 +195,9 @@ class ServingResult:
 
 
 def simulate_cluster(
-    cluster: Cluster, requests: RequestTable, *, max_time_s: float = np.inf, on_oversize: str = "raise"
-) -> ServingResult:
+    cluster: Cluster, requests: RequestTable, *, max_time_s: float = np.inf, on_oversize: str = "raise",
+    failures: Sequence[tuple[float, int]] = (),
+) -> ServingResult:  # fmt: skip
     """Serve ``requests`` and give the times of each. O((requests + cut blocks) log events), plus the batches that are built.
 
     With serialized transfers on links of their own and decoding by requests it is the released simulator of Splitwise, to the
@@ -193,9 +206,13 @@ def simulate_cluster(
     Args:
         max_time_s: when to stop; requests that are not finished then have NaN.
         on_oversize: a request whose cache alone is larger than a machine that may have to hold it: an error, or left out (NaN).
+        failures: time and machine (index into ``cluster.machines``); the machine does not come back. Requests that lose their
+            prompt or cache start again elsewhere with the tokens they were given as part of the prompt (those count once), and
+            caches on their way to the machine go to another one. Without any machine left requests stay unfinished (NaN).
+            O(requests) each.
 
     Raises:
-        ValueError: such a request.
+        ValueError: such a request, a failure before 0 s or of a machine that is not there or has failed before.
     """
     kinds = list(dict.fromkeys(machine.name for machine in cluster.machines))
     machines, kv = cluster.machines, cluster.kv_bytes_per_token
@@ -212,27 +229,44 @@ def simulate_cluster(
             cluster,
             RequestTable(requests.arrival_s[kept], requests.prompt_tokens[kept], requests.output_tokens[kept]),
             max_time_s=max_time_s,
+            failures=failures,
         )
         return _spread(part, kept, requests)
+    _check_failures(failures, len(machines))
     models = [cluster.performance[kind] for kind in kinds]
-    c, q, fleet = _state(cluster, requests, kinds)
+    c, q, fleet = _state(cluster, requests, kinds, 1 + len(failures))
     rules = kernels.Rules(
         cluster.batching.max_requests, cluster.batching.max_tokens, cluster.batching.max_preemptions, cluster.pending_limit,
         cluster.scheduler == "join_shortest_queue", kv, cluster.transfers.layers,
         cluster.transfers.overlap == "serialized", not cluster.transfers.shared_links, cluster.transfers.serial_below,
         models[0].by == "context", cluster.transfers.retry_s, models[0].mixed_factor, float(max_time_s),
+        cluster.batching.chunk_tokens or 0,
     )  # fmt: skip
     prompt, decode, power = (
         _padded([getattr(model, name) for model in models]) for name in ("prompt", "decode", "prompt_power")
     )
     perf = kernels.Perf(*prompt, *decode, *power, np.array([model.decode_power for model in models]))
     n, m = len(requests), len(machines)
-    end = run(c, q, rules, perf, fleet, new_heap(16 * n + 16 * m + 16))
+    heap = new_heap((16 * n + 16 * m + 16) * (1 + len(failures)))
+    for at, machine in failures:
+        push(heap, float(at), kernels.FAILURE, machine)
+    end = run(c, q, rules, perf, fleet, heap)
     decoded = np.where(requests.output_tokens > 1, q.decoded - q.first, np.where(np.isnan(q.first), np.nan, 0.0))
     return ServingResult(
         q.first - q.arrival, q.ended - q.arrival, decoded, q.started - q.arrival, q.source, q.target, c.busy_s, c.energy_j,
         c.iterations, c.kv_peak, float(end), int(c.counts[1]), int(c.counts[2]), int(c.counts[3]), requests.output_tokens,
+        q.restarts,
     )  # fmt: skip
+
+
+def _check_failures(failures: Sequence[tuple[float, int]], machines: int) -> None:
+    seen: set[int] = set()
+    for at, machine in failures:
+        if not at >= 0 or not 0 <= machine < machines:
+            raise ValueError(f"failures has machine {machine} at {at} s: expected 0 to {machines - 1}, at 0 s or later")
+        if machine in seen:
+            raise ValueError(f"failures has machine {machine} twice: it does not come back")
+        seen.add(machine)
 
 
 def _padded(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -244,7 +278,7 @@ def _padded(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _state(
-    cluster: Cluster, requests: RequestTable, kinds: Sequence[str]
+    cluster: Cluster, requests: RequestTable, kinds: Sequence[str], lives: int
 ) -> tuple[kernels.Cluster, kernels.Requests, kernels.Fleet]:
     machines, n = cluster.machines, len(requests)
     m, most = len(machines), cluster.batching.max_requests + 1
@@ -268,11 +302,12 @@ def _state(
     room[::2] = (requests.prompt_tokens + 1) * cluster.kv_bytes_per_token
     room[1::2] = (requests.output_tokens - 1) * cluster.kv_bytes_per_token
     q = kernels.Requests(
-        requests.arrival_s, requests.prompt_tokens, requests.output_tokens, integers(n, fill=-1), integers(n, fill=-1),
+        requests.arrival_s, requests.prompt_tokens.copy(), requests.output_tokens.copy(), integers(n, fill=-1),
+        integers(n, fill=-1),
         numbers(n, np.nan), numbers(n, np.nan), numbers(n, np.nan), numbers(n, np.nan), integers(2 * n),
         np.zeros(2 * n, np.bool_), integers(2 * n), np.zeros(n, np.bool_), requests.output_tokens - 1, integers(2 * n),
         integers(2 * n), integers(2 * n), integers(n), integers(n), np.zeros(n, np.bool_), numbers(n),
-        tokens, room,
+        tokens, room, integers(n), integers(n), numbers(n), integers(n), integers(n), integers(n),
     )  # fmt: skip
     lists, sizes = integers(3, m, fill=-1), integers(3)
     for pool in range(3):
@@ -281,7 +316,8 @@ def _state(
     c = kernels.Cluster(
         fleet.weights.copy(), fleet.weights.copy(), integers(m), home.copy(), lists, sizes, integers(m, most), integers(m),
         integers(m), numbers(m), numbers(m), integers(m), integers(m), integers(m), integers(m), np.zeros(m, np.bool_),
-        integers(m), integers(m), integers(m), integers(m), integers(16 * n + 64 * m), integers(1), integers(2, m, fill=-1),
+        integers(m), integers(m), integers(m), integers(m), integers((16 * n + 64 * m) * lives), integers(1),
+        integers(2, m, fill=-1),
         integers(2, m, fill=-1), integers(m, fill=-1), integers(m, fill=-1), numbers(m), numbers(m), numbers(m), integers(m),
         fleet.weights.copy(), integers(most), integers(m, most), integers(8),
     )  # fmt: skip
@@ -291,8 +327,10 @@ def _state(
 def _spread(part: ServingResult, kept: np.ndarray, requests: RequestTable) -> ServingResult:
     """The result of some of the requests as one of all, NaN and -1 for the others."""
     values = dict(vars(part))
-    for name in ("ttft_s", "e2e_s", "second_token_gap_s", "queue_s", "source", "target"):
-        whole = np.full(len(requests), np.nan if name.endswith("_s") else -1, values[name].dtype)
+    for name in ("ttft_s", "e2e_s", "second_token_gap_s", "queue_s", "source", "target", "restarts"):
+        whole = np.full(
+            len(requests), np.nan if name.endswith("_s") else 0 if name == "restarts" else -1, values[name].dtype
+        )
         whole[kept] = values[name]
         values[name] = whole
     return ServingResult(**{**values, "output_tokens": requests.output_tokens})

@@ -138,13 +138,20 @@ def provision(
     machines: Annotated[
         Path | None,
         typer.Option(
-            help="JSON of your machines instead of DGX-A100, DGX-H100 and its capped form.", rich_help_panel=_MACHINES
+            help="Your machines (JSON, or the [[machines]] of a TOML file) instead of DGX-A100, DGX-H100 and its capped form.",
+            rich_help_panel=_MACHINES,
         ),
     ] = None,
     ttft: Annotated[str, typer.Option(help="Time to the first token.", rich_help_panel=_LIMITS)] = "2,3,6",
     tbt: Annotated[str, typer.Option(help="Time between tokens.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
     e2e: Annotated[str, typer.Option(help="Time to the last token.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
     seed: Seed = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="From 2 on: rates of the chosen clusters under so many other arrivals, with an interval.", min=1
+        ),
+    ] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a table and a figure.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -157,12 +164,51 @@ def provision(
     job = command.Job.of(
         trace=trace, service=service, rate=rate, budget_power=budget_power, budget_cost=budget_cost, minimise=minimise,
         seconds=seconds, profile=profile, model=model, config=config, machines=machines, limits=(ttft, tbt, e2e), seed=seed,
-        out=out,
+        seeds=seeds, out=out,
     )  # fmt: skip
     found = command.search(job, _progress)
     _erase()
     written = command.write(job, found, out) if out is not None else []
     typer.echo(command.as_json(job, found, written) if as_json else command.words(job, found, written))
+
+
+@app.command()
+def simulate(
+    cluster: Annotated[
+        Path, typer.Option("--cluster", "-c", help="TOML of pools and machines; examples/cluster.toml shows the form.")
+    ],
+    trace: Annotated[
+        Path,
+        typer.Option(
+            "--trace",
+            "-t",
+            help="csv TIMESTAMP,ContextTokens,GeneratedTokens or arrival_s,prompt_tokens,output_tokens.",
+        ),
+    ],
+    speed: Annotated[float, typer.Option(help="Of the trace: 2 halves the time between arrivals.")] = 1.0,
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECONDS:MACHINE", help="A machine (numbered over the pools) fails; may be repeated."),
+    ] = None,
+    max_time: Annotated[float | None, typer.Option(help="When to stop, in seconds of the trace.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Leave out requests that no machine can hold.")] = False,
+    ttft: Annotated[str, typer.Option(help="Time to the first token.", rich_help_panel=_LIMITS)] = "2,3,6",
+    tbt: Annotated[str, typer.Option(help="Time between tokens.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
+    e2e: Annotated[str, typer.Option(help="Time to the last token.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="csv of every request.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a trace with a cluster: latencies, slowdowns against a request alone on its slowest machine, power, cost, idle time.
+
+    anabranch serving simulate --cluster examples/cluster.toml --trace my.csv
+    """
+    from anabranch.serving import _simulate_command as command
+
+    served = command.serve(
+        cluster, trace, speed=speed, failures=fail or [], limits=(ttft, tbt, e2e), max_time=max_time, drop=drop, out=out
+    )
+    written = [command.write(served, out)] if out is not None else []
+    typer.echo(command.as_json(served, written) if as_json else command.words(served, written))
 
 
 @app.command()
@@ -211,6 +257,33 @@ def serve(
     command.serve(
         model, colocated=colocated, transport=transport, counts=(prefill, decode), threads=threads,
         max_new_tokens=max_new_tokens, say=lambda text, end: typer.echo(text, nl=end),
+    )  # fmt: skip
+
+
+@app.command()
+def worker(
+    role: Annotated[str, typer.Option(help="prefill or decode.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where servers and workers reach it; port 0 is a free one.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Its own copy of the model; without, the path that the server names.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of the processor.", min=1)] = 1,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the key of its address (32 hex digits); without, a new one is printed."),
+    ] = None,
+) -> None:
+    """Run one worker of a split server; prints the address for ``PhaseSplitServer(model, workers=[...])``, then works.
+
+    anabranch serving worker --role decode --listen 10.0.0.7:7000 --model SmolLM2-135M-Instruct.gguf
+    """
+    from anabranch.serving import _worker_command as command
+
+    command.run(
+        role, listen, model=model, threads=threads, key_file=key_file, say=typer.echo,
+        tell=lambda text: typer.echo(text, err=True),
     )  # fmt: skip
 
 

@@ -7,10 +7,12 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anabranch.language import CausalModel
+from anabranch.serving._remote_workers import RemoteHandle, connect_workers
 from anabranch.serving._worker_handles import Handle, start_worker
 from anabranch.serving._worker_loops import Message, WorkerSpec
 from anabranch.serving.streams import ServingError, TokenStream
@@ -30,6 +32,7 @@ class _Worker:
     rings: list[ShmRing] = field(default_factory=list)
     pending: int = 0  # prompt tokens to read, or tokens of the caches it holds or expects
     jobs: set[int] = field(default_factory=set)  # attempts
+    host: str = ""  # of a worker that another host may run
 
 
 @dataclass(eq=False)
@@ -49,13 +52,17 @@ class _Server:
     def __init__(
         self, model: str | Path | CausalModel, roles: dict[str, int], *, threads: int, transport: str, dtype: str,
         chunk: int | None, max_prompt_tokens: int, max_batch: int, checksums: bool, ring_bytes: int, host: str,
-        restarts: int, start_timeout_s: float,
+        restarts: int, start_timeout_s: float, workers: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {', '.join(TRANSPORTS)}, got {transport!r}")
         for name, value in (*roles.items(), ("threads", threads), ("max_batch", max_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        remote = connect_workers(list(workers)) if workers else []
+        if remote:
+            roles = {role: sum(one.role == role for one in remote) for role in roles}
+        self.lost: list[str] = []
         self._lock = threading.RLock()
         self._jobs: dict[int, _Job] = {}
         self._parked: list[_Job] = []
@@ -76,9 +83,12 @@ class _Server:
         self._started = threading.Condition(self._lock)
         self._workers: list[_Worker] = []
         with self._lock:
-            for role, count in roles.items():
-                for index in range(count):
-                    self._start(role, index)
+            if remote:
+                self._take_on(remote)
+            else:
+                for role, count in roles.items():
+                    for index in range(count):
+                        self._start(role, index)
         self._wait_until_ready(start_timeout_s)
 
     def submit(self, prompt_ids: Sequence[int], max_new_tokens: int) -> TokenStream:
@@ -126,6 +136,17 @@ class _Server:
         worker.handle = start_worker(spec, f"{role} worker {index}", lambda event: self._event(worker, event))
         return worker
 
+    def _take_on(self, remote: list[RemoteHandle]) -> None:
+        """Workers that run elsewhere."""
+        counts = dict.fromkeys(self._counts, 0)
+        for handle in remote:
+            worker = _Worker(handle.role, counts[handle.role], host=handle.host)
+            worker.handle = handle
+            counts[handle.role] += 1
+            self._workers.append(worker)
+        for worker, handle in zip(self._workers, remote, strict=True):
+            handle.start(WorkerSpec(role=worker.role, **self._spec), partial(self._event, worker))
+
     def _wait_until_ready(self, timeout_s: float) -> None:
         with self._started:
             done = self._started.wait_for(lambda: self._fault or all(one.ready for one in self._workers), timeout_s)
@@ -153,14 +174,15 @@ class _Server:
         if worker not in self._workers or self._closed:
             return
         self._workers.remove(worker)
+        self.lost.append(reason)
         left = [job for attempt in worker.jobs if (job := self._jobs.get(attempt)) is not None]
         for ring in worker.rings:
             ring.shut()
         _free(worker)
-        if (not worker.ready and self._restarts_left == 0) or self._fault:
+        if (not worker.ready and (self._restarts_left == 0 or worker.host)) or self._fault:
             self._give_up(reason)
             return
-        if self._restarts_left > 0:
+        if self._restarts_left > 0 and not worker.host:
             self._restarts_left -= 1
             self._start(worker.role, worker.index)
         elif not any(one.role == worker.role for one in self._workers):
@@ -275,7 +297,8 @@ class _Server:
 
     def _exposed(self, job: _Job) -> None:
         """The end of the prefill and the arrival of the cache are told by two workers, in either order."""
-        if job.prefill_end_s and job.arrived_s:
+        hosts = {one.host for one in (job.prefill, job.decode) if one is not None}
+        if job.prefill_end_s and job.arrived_s and len(hosts) == 1:  # clocks of two hosts cannot be compared
             job.stream.record.exposed_s = max(0.0, job.arrived_s - job.prefill_end_s)
 
     def _token(self, job: _Job, token: int, last: bool) -> None:
@@ -312,22 +335,28 @@ class PhaseSplitServer(_Server):
         chunk: prompt tokens read at once; None reads whole prompts.
         max_batch: sequences that a decode worker advances together.
         checksums: have both sides compute the SHA-256 of every cache, for the record.
+        workers: addresses ``tcp://HOST:PORT/KEY`` of workers that run already on any host (``anabranch serving worker``), instead
+            of processes of this one: roles and threads are their own, ``transport`` is "tcp", they are not restarted.
         ring_bytes: of each ring; at least the largest layer of the longest prompt.
 
+    Attributes:
+        lost: why each worker that is gone is gone.
+
     Raises:
-        ValueError: an argument out of range. ServingError: workers that could not start.
+        ValueError: an argument out of range. ServingError: workers that could not start, or do not answer.
     """
 
     def __init__(
         self, model: str | Path | CausalModel, n_prefill: int = 1, n_decode: int = 1, *, threads: int = 1,
         transport: str = "shm", dtype: str = "float32", chunk: int | None = None, max_batch: int = 64,
         checksums: bool = False, ring_bytes: int = 2**26, host: str = "127.0.0.1", restarts: int = 1,
-        start_timeout_s: float = 300.0,
+        start_timeout_s: float = 300.0, workers: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__(
-            model, {"prefill": n_prefill, "decode": n_decode}, threads=threads, transport=transport, dtype=dtype,
-            chunk=chunk, max_prompt_tokens=1, max_batch=max_batch, checksums=checksums, ring_bytes=ring_bytes, host=host,
-            restarts=restarts, start_timeout_s=start_timeout_s,
+            model, {"prefill": n_prefill, "decode": n_decode}, threads=threads,
+            transport="tcp" if workers else transport, dtype=dtype, chunk=chunk,
+            max_prompt_tokens=1, max_batch=max_batch, checksums=checksums, ring_bytes=ring_bytes, host=host,
+            restarts=restarts, start_timeout_s=start_timeout_s, workers=workers,
         )  # fmt: skip
 
 

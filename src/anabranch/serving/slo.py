@@ -1,6 +1,6 @@
 """Service level objectives as slowdowns against a request alone, and the highest rate at which a cluster keeps them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -192,3 +192,44 @@ def max_rate(
         else:
             high = middle
     return MaxRate(best[0], best[1], runs)
+
+
+@dataclass(frozen=True)
+class RateInterval:
+    """The highest rate over several loads. Attributes: mean_per_s: of ``rates`` (one a load); low_per_s, high_per_s: Student's
+    95 % interval of the mean."""
+
+    mean_per_s: float
+    low_per_s: float
+    high_per_s: float
+    rates: tuple[float, ...]
+
+
+def rate_interval(
+    cluster: Cluster,
+    loads: Sequence[Load],
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    tolerance: float = 0.02,
+    start_per_s: float | None = None,
+) -> RateInterval:
+    """How sure the highest rate of a cluster is: :func:`max_rate` under every load, the mean and its t-interval.
+
+    For a cluster that was chosen under some load, take others: under its own it looks better than it is. Cost: ``len(loads)``
+    searches.
+
+    Raises:
+        ValueError: fewer than two loads.
+    """
+    if len(loads) < 2:
+        raise ValueError(f"loads: an interval needs at least 2, got {len(loads)}")
+    from scipy.special import stdtrit
+
+    found = [
+        max_rate(cluster, load, reference, limits, tolerance=tolerance, start_per_s=start_per_s).rate_per_s
+        for load in loads
+    ]
+    mean, n = float(np.mean(found)), len(found)
+    half = float(stdtrit(n - 1, 0.975) * np.std(found, ddof=1) / np.sqrt(n))
+    return RateInterval(mean, mean - half, mean + half, tuple(found))

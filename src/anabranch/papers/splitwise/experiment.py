@@ -23,9 +23,19 @@ from anabranch.simulation import BLOOM_176B, GIB
 Row = dict[str, Any]
 
 PAIRS = sv.SPLITWISE_DESIGNS
-A, H, C = PAIRS["AA"][0], PAIRS["HH"][0], PAIRS["HHcap"][1]
+A, H = PAIRS["AA"][0], PAIRS["HH"][0]
+CHUNKED = tuple(sv.CHUNKED_BASELINES)
 OURS = Transfers(layers=BLOOM_176B.layers)
 REFERENCE_CPU_S = 41.4  # of the released simulator for 8,502 conversation requests on 25 + 15 DGX-H100
+# Service, decode times by, measure, share of the budget, designs.
+SEARCHES: tuple[tuple[str, str, str, float, tuple[str, ...]], ...] = (
+    ("conversation", "requests", "power", 1.0, (*PAIRS, *CHUNKED)),
+    ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
+    ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
+    ("code", "requests", "cost", 0.8, ("AA", "HA")),
+    ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
+    ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100", "Chunked-H100")),
+)
 PAPER = {  # beside our bars: measure, words, published
     "aa-over-baseline-a100-power": ("AA / Baseline-A100, power", 2.15),
     "ha-over-baseline-h100-power": ("HA / Baseline-H100, power", 1.18),
@@ -49,6 +59,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
     data = read_data(lab, settings)
     equality(lab, settings, data)
     speed(lab, settings, data)
+    sv.prepare_workers()  # beside the simulations: the real servers come last
     found = equal_budgets(lab, settings, data)
     found |= equal_throughput(lab, settings, data)
     compare_with_the_paper(lab, found)
@@ -58,6 +69,18 @@ def experiment(lab: Lab, settings: Settings) -> None:
     profile_error(lab, data)
     hidden = real_servers(lab, settings, data)
     lab.measure("exposed-transfer-over-prompt", max(transfer, hidden), simulated=transfer, real=hidden)
+
+
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What a run is made of, for ``--dry-run``."""
+    server = f"{settings.server_seconds:g} s at {settings.server_rate_per_s:g}/s"
+    budgets = f"{sum(len(one[-1]) for one in SEARCHES)} searches, {settings.machines} DGX-H100's"
+    return [
+        ("budgets", f"{budgets}, {settings.search_seconds:g} s of arrivals each, to {settings.tolerance:.1%}"),
+        ("throughput", f"{len(PAIRS)} designs, {settings.rate_per_s:g}/s, up to {settings.most_machines} of a role"),
+        ("transfers", f"one request of {', '.join(map(str, settings.transfer_prompts))} tokens, 200 and 400 Gb/s"),
+        ("server", f"{settings.server_model}, colocated, in chunks and split: {server} each, on two cores"),
+    ]
 
 
 def read_data(lab: Lab, settings: Settings) -> Data:
@@ -80,6 +103,23 @@ def design(name: str, data: Data, *, by: str = "requests", sent: Transfers = sv.
     return sv.splitwise_design(name, lambda device: data.performance(device, by), transfers=sent)
 
 
+def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
+    generator = np.random.default_rng(lab.seed)
+    return Load(lengths, settings.search_seconds, 5.0 * settings.machines, generator, paired=False)
+
+
+def reference(data: Data) -> PerformanceModel:
+    """Slowdowns are against a request alone on a DGX-A100."""
+    return data.performance("a100-80gb", "context")
+
+
+def keep(lab: Lab, name: str, figure: Any, axes: Any, title: str, **labels: Any) -> None:
+    axes.set(**labels)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.legend(frameon=False)
+    lab.figure(name, figure, caption=title)
+
+
 def equality(lab: Lab, settings: Settings, data: Data) -> None:
     """A request alone has a closed form; the released simulator's answers to 1,165 requests are compared where they are."""
     model = data.performance(H.device.name, "requests")
@@ -87,8 +127,11 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
     sent = 1500 * BLOOM_176B.kv_bytes_per_token() / (200 * GIB)
     alone = float(model.prompt_seconds(1500)) + sent + 199 * float(model.decode_seconds(1, 0))
     worst, compared = abs(float(alone_there.e2e_s[0]) - alone), "a closed form"
-    folder = golden_folder(settings)
-    if folder is None:
+    folder = Path(settings.golden or Path(os.environ.get("ANABRANCH_SHARED", os.devnull)) / "splitwise-profiles")
+    there = (folder / "golden_hh10_conv20.csv").is_file()
+    if settings.golden and not there:
+        raise ValueError(f"golden={settings.golden!r}: there is no golden_hh10_conv20.csv in it")
+    if not there:
         lab.table("reference", [{"file": "none", "reason": "golden_*.csv of the released simulator are not here"}])
     elif settings.data == "azure":
         rows = sv.answer_differences(design("HH", data).build(6, 4), folder / "golden_hh10_conv20.csv")
@@ -97,16 +140,6 @@ def equality(lab: Lab, settings: Settings, data: Data) -> None:
         lab.table("reference", rows, caption="Against the released simulator, request by request")
         compared = "2,330 requests of the released simulator"
     lab.measure("reference-difference", worst, unit="s", compared=compared)
-
-
-def golden_folder(settings: Settings) -> Path | None:
-    shared = os.environ.get("ANABRANCH_SHARED")
-    folder = Path(settings.golden or (Path(shared) / "splitwise-profiles" if shared else ""))
-    if (folder / "golden_hh10_conv20.csv").is_file():
-        return folder
-    if settings.golden:
-        raise ValueError(f"golden={settings.golden!r}: there is no golden_hh10_conv20.csv in it")
-    return None
 
 
 def speed(lab: Lab, settings: Settings, data: Data) -> None:
@@ -124,39 +157,13 @@ def speed(lab: Lab, settings: Settings, data: Data) -> None:
     lab.measure("baseline-over-split-mean-e2e", float(together.e2e_s.mean() / result.e2e_s.mean()), unit="x")
 
 
-def keep(lab: Lab, name: str, figure: Any, axes: Any, title: str, **labels: Any) -> None:
-    axes.set(**labels)
-    axes.set_title(title, loc="left", fontweight="bold")
-    axes.legend(frameon=False)
-    lab.figure(name, figure, caption=title)
-
-
-def load_of(lab: Lab, settings: Settings, lengths: RequestTable) -> Load:
-    return Load(
-        lengths, settings.search_seconds, 5.0 * settings.machines, np.random.default_rng(lab.seed), paired=False
-    )
-
-
-def reference(data: Data) -> PerformanceModel:
-    """Slowdowns are against a request alone on a DGX-A100."""
-    return data.performance(A.device.name, "context")
-
-
 def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
     power, cost = (settings.machines * weight for weight in (H.provisioned_w, H.cost_per_hour))
-    searches = [  # service, decode times by, measure, share of the budget, designs
-        ("conversation", "requests", "power", 1.0, tuple(PAIRS)),
-        ("conversation", "requests", "cost", 1.0, ("AA", "HA", "HHcap")),
-        ("conversation", "requests", "cost", 0.8, ("AA", "HH", "HA", "HHcap")),
-        ("code", "requests", "cost", 0.8, ("AA", "HA")),
-        ("code", "requests", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-A100", "Baseline-H100")),
-        ("conversation", "context", "power", 1.0, ("AA", "HH", "HA", "HHcap", "Baseline-H100")),
-    ]
     best: dict[tuple[str, str, str, float, str], Provision] = {}
     rows: list[Row] = []
     tried: dict[str, list[Provision]] = {}
-    with lab.stage("equal budgets", total=sum(len(one[-1]) for one in searches)) as stage:
-        for service, by, measure, share, names in searches:
+    with lab.stage("equal budgets", total=sum(len(one[-1]) for one in SEARCHES)) as stage:
+        for service, by, measure, share, names in SEARCHES:
             load = load_of(lab, settings, data.conversation if service == "conversation" else data.code)
             budget = share * (power if measure == "power" else cost) * (1 + 1e-9)
             for name in names:
@@ -166,7 +173,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     tolerance=settings.tolerance, prune=True,
                 )  # fmt: skip
                 best[service, by, measure, share, name] = chosen
-                if (service, by, measure, share) == searches[0][:4] and PAIRS[name][1] is not None:
+                if (service, by, measure, share) == SEARCHES[0][:4] and PAIRS.get(name, (A, None))[1] is not None:
                     tried[name] = [one for one in looked_at if one.rate_per_s > 0]
                 rows.append({
                     "service": service, "decode times by": by, "equal": measure, "share": share, "design": name,
@@ -174,9 +181,7 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
                     "power": chosen.provisioned_w / power, "cost": chosen.cost_per_hour / cost,
                 })  # fmt: skip
                 stage.advance(design=name, requests_per_s=round(chosen.rate_per_s, 1))
-    lab.table(
-        "equal-budgets", rows, caption="The best split of each design; power and cost over those of Baseline-H100"
-    )
+    lab.table("equal-budgets", rows, caption="The best split of each design; power and cost over Baseline-H100's")
     plane(lab, tried)
 
     def rate(measure: str, name: str, service: str = "conversation", by: str = "requests", share: float = 1.0) -> float:
@@ -193,36 +198,39 @@ def equal_budgets(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
         / rate("power", "Baseline-A100"),
         "rate-at-lower-cost-code": max(rate("cost", name, "code", share=0.8) for name in ("AA", "HA"))
         / rate("power", "Baseline-H100", "code"),
+        # What the paper does not compare with: both phases on one machine, prompts in chunks of 512 tokens.
+        "aa-over-chunked-a100-power": rate("power", "AA") / rate("power", "Chunked-A100"),
+        "ha-over-chunked-h100-power": rate("power", "HA") / rate("power", "Chunked-H100"),
+        "best-split-over-best-chunked-power": max(rate("power", name) for name in splits)
+        / max(rate("power", name) for name in CHUNKED),
+        "chunked-over-baseline-h100-power": rate("power", "Chunked-H100") / rate("power", "Baseline-H100"),
         "aa-over-baseline-a100-power-code": rate("power", "AA", "code") / rate("power", "Baseline-A100", "code"),
         "ha-over-baseline-h100-power-code": rate("power", "HA", "code") / rate("power", "Baseline-H100", "code"),
     }
-    for name, ratio in found.items():
-        lab.measure(name, ratio, unit="x", scale="log")
-    for name in splits:
+    keep_ratios(lab, found)
+    for name in (*splits, "Chunked-H100"):
         ratio = rate("power", name, by="context") / rate("power", "Baseline-H100", by="context")
         lab.measure(f"{name.lower()}-over-baseline-h100-power-by-context", ratio, unit="x")
     chosen = best["code", "requests", "power", 1.0, "HA"]
-    shifted = sv.max_rate(
-        design("HA", data).build(chosen.prompts, chosen.tokens), load_of(lab, settings, data.conversation), reference(data),
-        tolerance=settings.tolerance,
-    )  # fmt: skip
+    load, built = load_of(lab, settings, data.conversation), design("HA", data).build(chosen.prompts, chosen.tokens)
+    shifted = sv.max_rate(built, load, reference(data), tolerance=settings.tolerance)
     lab.measure("loss-when-traffic-shifts", 1 - shifted.rate_per_s / rate("power", "HA"), prompts=chosen.prompts)
     return found
+
+
+def keep_ratios(lab: Lab, found: dict[str, float]) -> None:
+    for name, ratio in found.items():
+        lab.measure(name, ratio, unit="x", scale="log")
 
 
 def plane(lab: Lab, tried: dict[str, list[Provision]]) -> None:
     figure, axes = new_figure()
     for color, (name, all_of_it) in zip(COLORS, tried.items(), strict=False):
         places = [(one.prompts, one.tokens) for one in all_of_it]
-        axes.plot(
-            *zip(*places, strict=True),
-            "o-",
-            color=color,
-            label=f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s",
-            markersize=4,
-        )
-    labels = {"xlabel": "prompt machines", "ylabel": "token machines"}
-    keep(lab, "plane", figure, axes, "Splits of equal power that kept the best rate so far when tried", **labels)
+        label = f"{name}, {max(one.rate_per_s for one in all_of_it):.0f}/s"
+        axes.plot(*zip(*places, strict=True), "o-", color=color, label=label, markersize=4)
+    axes.set(xlabel="prompt machines", ylabel="token machines")
+    keep(lab, "plane", figure, axes, "Splits of equal power that kept the best rate so far when tried")
 
 
 def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, float]:
@@ -233,9 +241,8 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
     with lab.stage("equal throughput", total=len(PAIRS)) as stage:
         for name in PAIRS:
             chosen = design(name, data)
-            least, frontier = sv.least_machines(
-                chosen, settings.rate_per_s, load, reference(data), measure="cost", most=settings.most_machines
-            )
+            goal = (settings.rate_per_s, load, reference(data))
+            least, frontier = sv.least_machines(chosen, *goal, measure="cost", most=settings.most_machines)
             coldest = min(frontier, key=lambda one: one.provisioned_w)
             cheapest[name, "cost"], cheapest[name, "power"] = least, coldest
             for one in (least, coldest):
@@ -245,17 +252,14 @@ def equal_throughput(lab: Lab, settings: Settings, data: Data) -> dict[str, floa
                 stairs[name] = [float(one.prompts) for one in frontier], [float(one.tokens) for one in frontier]
             stage.advance(design=name)
     lab.table("equal-throughput", rows, caption=f"Least cost and least power for {settings.rate_per_s:g} requests/s")
-    figure = plot_curves(
-        stairs, title=f"Least machines for {settings.rate_per_s:g}/s", x="prompt machines", y="token machines"
-    )
+    figure = plot_curves(stairs, title="Least machines", x="prompt machines", y="token machines")
     lab.figure("frontier", figure, caption="Fewest token machines for each number of prompt machines, conversation")
     watts, dollars = cheapest["Baseline-H100", "power"].provisioned_w, cheapest["Baseline-H100", "cost"].cost_per_hour
     found = {
         "hhcap-over-baseline-h100-power": cheapest["HHcap", "power"].provisioned_w / watts,
         "aa-over-baseline-h100-dollars": cheapest["AA", "cost"].cost_per_hour / dollars,
     }
-    for name, ratio in found.items():
-        lab.measure(name, ratio, unit="x", scale="log")
+    keep_ratios(lab, found)
     return found
 
 
@@ -322,8 +326,8 @@ def batches(lab: Lab, settings: Settings, data: Data) -> None:
         axes.step(np.arange(len(share)), share, where="post", label=name, color=color)
         lab.measure(f"time-with-at-most-20-answers-{name}", float(share[min(20, len(share) - 1)]))
         lab.measure(f"time-with-one-answer-{name}", float(spent[1] / spent.sum()) if len(spent) > 1 else 0.0)
-    labels = {"xlabel": "answers under way", "ylabel": "share of the time"}
-    keep(lab, "batches", figure, axes, "Decoding batches of a mixed DGX-H100, 2 requests/s a machine", **labels)
+    axes.set(xlabel="answers under way", ylabel="share of the time")
+    keep(lab, "batches", figure, axes, "Decoding batches of a mixed DGX-H100, 2 requests/s a machine")
 
 
 def profile_error(lab: Lab, data: Data) -> None:
@@ -350,9 +354,8 @@ def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
         model = SMOLLM2_GGUF.folder(data_folder()) / SMOLLM2_GGUF.files[0].name
         loaded = load_causal(model)
     generator = np.random.default_rng(lab.seed)
-    drawn = sv.poisson_requests(
-        data.conversation, settings.server_rate_per_s, settings.server_seconds, generator=generator
-    )
+    rate, span = settings.server_rate_per_s, settings.server_seconds
+    drawn = sv.poisson_requests(data.conversation, rate, span, generator=generator)
     requests = drawn.shortened(settings.server_lengths_over, most=1500)
     vocabulary = loaded.config.vocab_size
     prompts = [generator.integers(2, vocabulary, n).tolist() for n in requests.prompt_tokens]
