@@ -105,7 +105,7 @@ assert block(torch.randn(2, 500, 64)).shape == (2, 500, 64)
             series=("JapaneseVowels", "BasicMotions"),
             epochs=40,
             listops=20_000,
-            listops_steps=300,
+            listops_steps=450,
             images="fashion-mnist",
             image_steps=90,
             text="",
