@@ -65,7 +65,9 @@ class SentenceEmbedder:
         if not texts:
             return found
         ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # the longest first: the most memory is taken at once
+        order = sorted(
+            range(len(ids)), key=lambda i: -len(ids[i])
+        )  # the longest first: the most memory is taken at once
         half = self._few is not None and len(texts) > self._few
         begin = passes = 0
         while begin < len(order):
