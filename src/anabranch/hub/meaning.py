@@ -130,6 +130,15 @@ def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
     return chosen[np.lexsort((chosen, -products[chosen]))][:k]
 
 
+def texts_of(documents: Sequence[Document]) -> list[str]:
+    """What a :class:`MeaningIndex` embeds: every document whole, then the parts of all."""
+    return [*(f"{doc.title}. {doc.text}" for doc in documents), *(part for doc in documents for part in _parts_of(doc))]
+
+
+def _parts_of(document: Document) -> list[str]:
+    return [document.title, *sentences(document.text)]
+
+
 @dataclass
 class MeaningIndex:
     """A :class:`Ranker` by meaning and words over documents; also gives the sentence that is nearest, and similar papers.
@@ -156,9 +165,8 @@ class MeaningIndex:
     _starts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._texts = [[doc.title, *sentences(doc.text)] for doc in self.documents]
-        flat = [text for texts in self._texts for text in texts]
-        rows = self.store.get([*(f"{doc.title}. {doc.text}" for doc in self.documents), *flat], self.progress)
+        self._texts = [_parts_of(doc) for doc in self.documents]
+        rows = self.store.get(texts_of(self.documents), self.progress)
         self._whole = rows[: len(self.documents)].astype(np.float32)
         self._parts = rows[len(self.documents) :]
         self._starts = np.cumsum([0, *(len(texts) for texts in self._texts)])
