@@ -7,6 +7,7 @@ tried, the only one that found the paper among the first three for every questio
 from __future__ import annotations
 
 import hashlib
+import mmap
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,7 @@ class VectorStore:
         rows = _Rows(len(texts))
         for key, value in self._read(list(places)):
             rows.put(places.pop(key), np.frombuffer(value, np.float16))
+        rows.let_go()
         missing = sorted(places.items(), key=lambda item: -len(texts[item[1][0]]))  # of like length in one pass
         for begin in range(0, len(missing), _AT_ONCE):
             if progress is not None:
@@ -94,6 +96,7 @@ class VectorStore:
                 )
             for (_, where), row in zip(part, made, strict=True):
                 rows.put(where, row)
+            rows.let_go()
         if progress is not None and missing:
             progress(len(missing), len(missing))
         return rows.all
@@ -116,6 +119,11 @@ class _Rows:
             with tempfile.TemporaryFile() as file:
                 self.all = np.memmap(file, np.float16, "w+", shape=(len(self.all), len(row)))
         self.all[where] = row
+
+    def let_go(self) -> None:
+        """Written rows stay in the file; the process no longer counts them as its memory."""
+        if isinstance(self.all, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.all._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:

@@ -60,7 +60,8 @@ class RunQueue:
             self._thread.join(timeout=10)
         if cancel:
             for run_id in list(self._processes):
-                self.cancel(run_id)
+                with contextlib.suppress(LabError):  # it has ended meanwhile
+                    self.cancel(run_id)
 
     def submit(
         self,

@@ -183,7 +183,7 @@ def _feed(
     shown = context.site.cards(list(islice(entries, begin, begin + PAGE_SIZE)))
     return context.render(
         request, "feed.html.j2", cards=shown, title=title, kind=kind, around=around, number=int(number), total=len(entries),
-        more=begin + PAGE_SIZE < len(entries),
+        pages=-(-len(entries) // PAGE_SIZE), more=begin + PAGE_SIZE < len(entries),
     )  # fmt: skip
 
 
