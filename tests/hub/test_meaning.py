@@ -179,3 +179,35 @@ def test_queries_keep_single_precision(minilm: Path, encoder) -> None:
 
     fast = SentenceEmbedder(minilm, fast=True)
     assert np.abs(fast(["rivers that split"]) - encoder(["rivers that split"])).max() <= 1e-6
+
+
+def test_many_texts_are_embedded_in_a_process_of_their_own(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """With odd ones: lone surrogates cannot be written as UTF-8."""
+    from anabranch.hub.embedding_apart import Apart
+    from anabranch.hub.meaning import load_embedder, vectors_path
+    from anabranch.hub.site import Site
+
+    monkeypatch.setenv("ANABRANCH_DATA", str(minilm.parent))
+    told: list[tuple[int, int]] = []
+    embedder = load_embedder()
+    texts = [*(f"river {i}" for i in range(30)), "河 \ud800"]
+    Apart().fill(texts, vectors_path(embedder), lambda done, of: told.append((done, of)))
+    assert told == [(0, 31), (31, 31)]
+    asleep = Letters()
+    kept = VectorStore(asleep, vectors_path(embedder))
+    assert kept.missing([*texts, "another", "another"]) == ["another"]
+    assert np.abs(kept.get(texts).astype(float) - embedder(texts)).max() <= 0.005
+    assert asleep.calls == 0
+
+    site, apart = Site(), []
+    monkeypatch.setattr("anabranch.hub.site.MANY", 1)
+    true = Apart.fill
+    monkeypatch.setattr(Apart, "fill", lambda self, *given: (apart.append(len(given[0])), true(self, *given))[1])
+    site.build_meaning()
+    assert apart[0] > 200
+    assert site.ranker_name() == "meaning"
+    assert site.search("one network path per flow")[0].entry.slug == "flow-splitting"
+    assert site.progress is None
+    site.close()

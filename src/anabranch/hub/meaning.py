@@ -78,7 +78,7 @@ class VectorStore:
         call goes on from there. O(total length of the texts)."""
         places: dict[bytes, list[int]] = {}
         for i, text in enumerate(texts):
-            places.setdefault(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16], []).append(i)
+            places.setdefault(_key(text), []).append(i)
         rows = _Rows(len(texts))
         for key, value in self._read(list(places)):
             rows.put(places.pop(key), np.frombuffer(value, np.float16))
@@ -101,11 +101,22 @@ class VectorStore:
             progress(len(missing), len(missing))
         return rows.all
 
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of ``texts`` that are not kept yet, each once."""
+        by_key = {_key(text): text for text in texts}
+        for key, _ in self._read(list(by_key)):
+            del by_key[key]
+        return list(by_key.values())
+
     def _read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
         for begin in range(0, len(keys), 500):
             part = keys[begin : begin + 500]
             marks = ", ".join("?" * len(part))
             yield from self._db.execute(f"SELECT key, value FROM vector WHERE key IN ({marks})", part)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
 
 
 class _Rows:

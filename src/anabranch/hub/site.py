@@ -18,6 +18,7 @@ from typing import Any
 from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
 from anabranch.hub.committed import CommittedResults, Stamps
+from anabranch.hub.embedding_apart import MANY, Apart
 from anabranch.hub.encoder_files import has_model
 from anabranch.hub.ended_runs import EndedRuns
 from anabranch.hub.search import Document, Hit, Ranker, TextIndex, document, search
@@ -124,6 +125,7 @@ class Site:
     progress: tuple[int, int] | None = field(default=None, init=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
+    _apart: Apart = field(default_factory=Apart, repr=False)
     _embedding: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _reading: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -136,6 +138,7 @@ class Site:
         self.votes = Votes(self.db)
 
     def close(self) -> None:
+        self._apart.close()
         self.db.close()
 
     @property
@@ -280,8 +283,13 @@ class Site:
             with self._embedding:  # one at a time: a later one finds in the store what an earlier one has made
                 if self._embedder is None:
                     self._embedder = _OneAtATime(meaning.load_embedder())
-                store = meaning.VectorStore(self._embedder, meaning.vectors_path(self._embedder))
+                path = meaning.vectors_path(self._embedder)
+                store = meaning.VectorStore(self._embedder, path)
                 try:
+                    missing = store.missing(meaning.texts_of(known.documents))
+                    if len(missing) >= MANY:
+                        self._apart.fill(missing, path, self._progressed)
+                    del missing
                     known.by_meaning = meaning.MeaningIndex(
                         known.documents, known.words, self._embedder, store, self._progressed
                     )

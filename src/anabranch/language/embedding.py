@@ -64,7 +64,8 @@ class SentenceEmbedder:
         found = np.zeros((len(texts), self.dimensions), np.float32)
         if not texts:
             return found
-        ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        plain = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates would stop the tokenizer
+        ids: list[list[int]] = self._tokenizer(plain, truncation=True, max_length=self._max_tokens)["input_ids"]
         order = sorted(
             range(len(ids)), key=lambda i: -len(ids[i])
         )  # the longest first: the most memory is taken at once
