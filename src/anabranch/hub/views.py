@@ -112,12 +112,17 @@ def embed(console: Console) -> None:
     """
     if not has_model():
         raise LabError("--embed: the encoder is not here; anabranch data all-minilm-l6-v2 gets it")
-    from rich.progress import Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from anabranch.hub import meaning
 
     documents = [document(entry) for entry in _entries()]
-    columns = (*Progress.get_default_columns()[:2], "{task.completed:,.0f} of {task.total:,.0f}", TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        "{task.completed:,.0f} of {task.total:,.0f}",
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("embedding")
         embedder = meaning.load_embedder()
