@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Put the commands on the top level."""
     app.command()(serve)
     app.command("import")(import_papers)
+    app.command("export")(export_catalogue)
     app.add_typer(digest_app, name="digest")
 
 
@@ -49,6 +50,7 @@ def import_papers(
     month: Annotated[str | None, typer.Option(metavar="MONTH", help="A month, 2026-11, live.")] = None,
     search: Annotated[str | None, typer.Option(metavar="QUERY", help="What its own search finds, live.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Another service of the same shape, such as our own.")] = None,
+    embed: Annotated[bool, typer.Option("--embed", help="Embed the catalogue for the search by meaning now.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Import papers into the catalogue: a saved page, or Daily Papers itself. Importing again changes nothing."""
@@ -71,6 +73,26 @@ def import_papers(
     from anabranch.lab.terminal import make_console
 
     views.print_import(make_console(), outcome)
+    if embed:
+        views.embed(make_console())
+
+
+def export_catalogue(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it there; else it is printed.")] = None,
+    form: Annotated[str, typer.Option("--format", help="json (nothing is left out), csv or bibtex.")] = "json",
+) -> None:
+    """Export every paper with its claims and results as open JSON that needs no server to be read."""
+    from anabranch.hub.export import FORMATS, export
+    from anabranch.hub.views import open_catalogue
+
+    if form not in FORMATS:
+        raise LabError(f"--format {form}: expected one of {', '.join(FORMATS)}")
+    with open_catalogue() as catalogue:
+        text = export(catalogue, form, path=output)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            typer.echo(f"{len(catalogue):,} papers in {output}")
 
 
 @digest_app.command("preview")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import threading
 import time
 import urllib.parse
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 import uvicorn
 
 from anabranch.hub.run_queue import RunQueue
+from anabranch.hub.serving import _listen, server_config
 from anabranch.hub.site import Site
 from anabranch.hub.web import create_app
 
@@ -67,9 +67,9 @@ class Browser:
 def page_server(*, queue: RunQueue | None = None, site: Site | None = None, **options: object) -> Iterator[Browser]:
     """The page on a free port of the loopback, until the block ends."""
     site = site or Site(use_meaning=False)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = _listen("127.0.0.1", 0)
     app = create_app(site, queue or RunQueue(), **options)  # type: ignore[arg-type]
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

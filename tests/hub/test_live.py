@@ -6,6 +6,8 @@ import asyncio
 import http.client
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 pytest.importorskip("starlette", reason="the extra hub is not installed")
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.web.live import Tails
+from anabranch.lab import LabError
 from anabranch.lab.runs import RunFolder, list_runs, read_run
 
 from .page_server import Browser, page_server
@@ -218,3 +221,28 @@ def test_runs_of_the_command_line_are_not_cancelled_from_the_page(page: Browser)
         answer = page.submit("/papers/udc", f"/runs/{run_id}/cancel")
         assert answer.status == 400
         assert "not started from the page" in answer.text
+
+
+def test_a_later_server_cancels_what_an_earlier_one_began(home: Path, plugin: str) -> None:
+    queue = RunQueue(poll_s=0.05)
+    run_id = queue.submit(plugin, "smoke", settings={"pause_s": 0.5, "rounds": 60})
+    queue.start()
+    wait_for(lambda: bool(run_of(run_id).series))
+    queue.stop()
+    RunQueue().cancel(run_id)
+    wait_for(lambda: run_of(run_id).state == "cancelled", 20)
+
+
+def test_a_number_that_went_to_another_process_is_not_killed(home: Path, plugin: str) -> None:
+    """A run that another machine's task does: its folder names a process that here is somebody else's."""
+    with RunFolder.create({**HEADER, "executor": "page"}) as folder:
+        folder.log.write("start", pid=1)
+        innocent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        try:
+            (folder.folder / "worker.pid").write_text(str(innocent.pid))
+            with pytest.raises(LabError, match="nothing to cancel"):
+                RunQueue().cancel(folder.folder.name)
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
+            innocent.wait()

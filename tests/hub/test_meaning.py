@@ -134,3 +134,80 @@ def test_without_the_encoder_words_are_searched(home: Path) -> None:
 
     rows = views.find("Jacobi iterations")
     assert rows[0].entry.slug == "gs-jacobi"
+
+
+def test_an_interrupted_embedding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anabranch.hub.meaning._AT_ONCE", 10)
+    texts = ["x" * i for i in range(1, 41)]
+
+    class Tired(Letters):
+        def __call__(self, texts: Sequence[str]) -> np.ndarray:
+            if self.calls >= 20:
+                raise KeyboardInterrupt
+            return super().__call__(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        VectorStore(Tired(), tmp_path / "kept.sqlite").get(texts)
+    rested, told = Letters(), []
+    got = VectorStore(rested, tmp_path / "kept.sqlite").get(texts, lambda done, of: told.append((done, of)))
+    assert rested.calls == 20
+    assert told == [(0, 20), (10, 20), (20, 20)]
+    assert np.array_equal(got, rested(texts).astype(np.float16))
+
+
+def test_the_fast_way_stays_within_its_tolerance_and_ranks_the_same(minilm: Path, encoder) -> None:
+    """In bfloat16 where the processor has it; elsewhere both are the same."""
+    from anabranch.language import SentenceEmbedder
+
+    own = [Entry.of(paper) for paper in papers() if paper.slug in DEVELOPMENT]
+    docs = [document(entry) for entry in own]
+    fast = SentenceEmbedder(minilm, fast=True)
+    slow_store, fast_store = VectorStore(encoder), VectorStore(fast)
+    slow, quick = (MeaningIndex(docs, TextIndex(docs), e, s) for e, s in ((encoder, slow_store), (fast, fast_store)))
+    queries = [*DEVELOPMENT.values(), *HELD_OUT.values()]
+    asked = np.concatenate([encoder([query]) for query in queries])
+    assert np.abs(asked @ (slow._whole - quick._whole).T).max() <= 0.005  # measured: 0.0021
+    parts = slow._parts.astype(np.float32) - quick._parts.astype(np.float32)
+    assert np.abs(asked @ parts.T).max() <= 0.005
+    for slug, query in [*DEVELOPMENT.items(), *HELD_OUT.items()]:
+        ranks = [[hit.entry.slug for hit in search(own, query, 3, ranker=index)].index(slug) for index in (slow, quick)]
+        assert ranks[0] == ranks[1], query
+
+
+def test_queries_keep_single_precision(minilm: Path, encoder) -> None:
+    from anabranch.language import SentenceEmbedder
+
+    fast = SentenceEmbedder(minilm, fast=True)
+    assert np.abs(fast(["rivers that split"]) - encoder(["rivers that split"])).max() <= 1e-6
+
+
+def test_many_texts_are_embedded_in_a_process_of_their_own(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """With odd ones: lone surrogates cannot be written as UTF-8."""
+    from anabranch.hub.embedding_apart import Apart
+    from anabranch.hub.meaning import load_embedder, vectors_path
+    from anabranch.hub.site import Site
+
+    monkeypatch.setenv("ANABRANCH_DATA", str(minilm.parent))
+    told: list[tuple[int, int]] = []
+    embedder = load_embedder()
+    texts = [*(f"river {i}" for i in range(30)), "河 \ud800"]
+    Apart().fill(texts, vectors_path(embedder), lambda done, of: told.append((done, of)))
+    assert told == [(0, 31), (31, 31)]
+    asleep = Letters()
+    kept = VectorStore(asleep, vectors_path(embedder))
+    assert kept.missing([*texts, "another", "another"]) == ["another"]
+    assert np.abs(kept.get(texts).astype(float) - embedder(texts)).max() <= 0.005
+    assert asleep.calls == 0
+
+    site, apart = Site(), []
+    monkeypatch.setattr("anabranch.hub.site.MANY", 1)
+    true = Apart.fill
+    monkeypatch.setattr(Apart, "fill", lambda self, *given: (apart.append(len(given[0])), true(self, *given))[1])
+    site.build_meaning()
+    assert apart[0] > 200
+    assert site.ranker_name() == "meaning"
+    assert site.search("one network path per flow")[0].entry.slug == "flow-splitting"
+    assert site.progress is None
+    site.close()

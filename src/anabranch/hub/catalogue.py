@@ -222,13 +222,20 @@ class Catalogue:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries())
 
-    def entries(self) -> list[Entry]:
-        """All entries, newest first, those without a date last; without their raw JSON, which :meth:`get` gives."""
-        names = ", ".join(name for name in _COLUMNS if name != "raw")
+    def entries(self, *, raw: bool = False) -> list[Entry]:
+        """All entries, newest first, those without a date last; with the JSON they were read from only where ``raw``."""
+        names = ", ".join(name if raw or name != "raw" else "NULL AS raw" for name in _COLUMNS)
         rows = self._db.execute(
-            f"SELECT id, {names}, NULL AS raw FROM entry ORDER BY published IS NULL, published DESC, title_key, id"
+            f"SELECT id, {names} FROM entry ORDER BY published IS NULL, published DESC, title_key, id"
         )
         return [self._entry(row) for row in rows]
+
+    def votes(self) -> dict[int, int]:
+        """Votes by entry; none where the page has never been used."""
+        if self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'vote'").fetchone() is None:
+            return {}
+        rows = self._db.execute("SELECT entry, count(*) FROM vote GROUP BY entry")
+        return {row[0]: row[1] for row in rows}
 
     def get(self, key: str) -> Entry | None:
         """The entry with this slug, arXiv id or full title; the newest where a title is there twice."""

@@ -7,8 +7,10 @@ tried, the only one that found the paper among the first three for every questio
 from __future__ import annotations
 
 import hashlib
+import mmap
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +23,10 @@ from anabranch.lab.places import cache_folder
 
 MEANING, WORDS = 0.7, 0.3
 _LEAST_COSINE = 0.12  # below it a paper without a common word is not about the query
+_AT_ONCE = 512  # texts between two writes
 _CANDIDATES = 200  # papers whose sentences are looked at, where there are more
+
+Progress = Callable[[int, int], None]  # texts embedded, texts to embed
 
 
 class Embedder(Protocol):
@@ -41,7 +46,7 @@ def load_embedder(path: str | Path | None = None) -> Embedder:
     """
     from anabranch.language import SentenceEmbedder
 
-    return SentenceEmbedder(path or model_folder())
+    return SentenceEmbedder(path or model_folder(), fast=True)
 
 
 def vectors_path(embedder: Embedder) -> Path:
@@ -66,36 +71,70 @@ class VectorStore:
     def close(self) -> None:
         self._db.close()
 
-    def get(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """``[n, d]`` float32, stored in half precision. Missing ones are embedded and kept, 256 at a time: an interruption
-        loses no more."""
-        keys = [hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16] for text in texts]
-        known = self._read(keys)
-        missing = list({key: i for i, key in enumerate(keys) if key not in known}.items())
-        for begin in range(0, len(missing), 256):
-            part = missing[begin : begin + 256]
-            made = self._embedder([texts[i] for _, i in part]).astype(np.float16)
+    def get(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """``[n, d]`` float16, in a file that only this array has open: rows that nobody looks at take no memory.
+
+        Missing ones are embedded, the longest first, and kept, 512 at a time: an interruption loses no more, and the next
+        call goes on from there. O(total length of the texts)."""
+        places: dict[bytes, list[int]] = {}
+        for i, text in enumerate(texts):
+            places.setdefault(_key(text), []).append(i)
+        rows = _Rows(len(texts))
+        for key, value in self._read(list(places)):
+            rows.put(places.pop(key), np.frombuffer(value, np.float16))
+        rows.let_go()
+        missing = sorted(places.items(), key=lambda item: -len(texts[item[1][0]]))  # of like length in one pass
+        for begin in range(0, len(missing), _AT_ONCE):
+            if progress is not None:
+                progress(begin, len(missing))
+            part = missing[begin : begin + _AT_ONCE]
+            made = self._embedder([texts[where[0]] for _, where in part]).astype(np.float16)
             with self._db:
                 self._db.executemany(
                     "INSERT OR REPLACE INTO vector VALUES (?, ?)",
                     [(key, row.tobytes()) for (key, _), row in zip(part, made, strict=True)],
                 )
-            known.update((key, row) for (key, _), row in zip(part, made, strict=True))
-            if progress is not None:
-                progress(begin + len(part), len(missing))
-        if not keys:
-            return np.zeros((0, 0), np.float32)
-        return np.stack([known[key] for key in keys]).astype(np.float32)
+            for (_, where), row in zip(part, made, strict=True):
+                rows.put(where, row)
+            rows.let_go()
+        if progress is not None and missing:
+            progress(len(missing), len(missing))
+        return rows.all
 
-    def _read(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        known: dict[bytes, np.ndarray] = {}
-        unique = list(dict.fromkeys(keys))
-        for begin in range(0, len(unique), 500):
-            part = unique[begin : begin + 500]
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of ``texts`` that are not kept yet, each once."""
+        by_key = {_key(text): text for text in texts}
+        for key, _ in self._read(list(by_key)):
+            del by_key[key]
+        return list(by_key.values())
+
+    def _read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for begin in range(0, len(keys), 500):
+            part = keys[begin : begin + 500]
             marks = ", ".join("?" * len(part))
-            for key, value in self._db.execute(f"SELECT key, value FROM vector WHERE key IN ({marks})", part):
-                known[key] = np.frombuffer(value, np.float16)
-        return known
+            yield from self._db.execute(f"SELECT key, value FROM vector WHERE key IN ({marks})", part)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
+
+
+class _Rows:
+    """Rows of a matrix in a file without a name, whose width the first row tells."""
+
+    def __init__(self, n: int) -> None:
+        self.all: np.ndarray = np.zeros((n, 0), np.float16)
+
+    def put(self, where: Sequence[int], row: np.ndarray) -> None:
+        if self.all.shape[1] == 0:
+            with tempfile.TemporaryFile() as file:
+                self.all = np.memmap(file, np.float16, "w+", shape=(len(self.all), len(row)))
+        self.all[where] = row
+
+    def let_go(self) -> None:
+        """Written rows stay in the file; the process no longer counts them as its memory."""
+        if isinstance(self.all, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.all._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
@@ -108,6 +147,15 @@ def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
     else:
         chosen = np.arange(len(products))
     return chosen[np.lexsort((chosen, -products[chosen]))][:k]
+
+
+def texts_of(documents: Sequence[Document]) -> list[str]:
+    """What a :class:`MeaningIndex` embeds: every document whole, then the parts of all."""
+    return [*(f"{doc.title}. {doc.text}" for doc in documents), *(part for doc in documents for part in _parts_of(doc))]
+
+
+def _parts_of(document: Document) -> list[str]:
+    return [document.title, *sentences(document.text)]
 
 
 @dataclass
@@ -129,17 +177,17 @@ class MeaningIndex:
     words: Ranker
     embedder: Embedder
     store: VectorStore
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
     _texts: list[list[str]] = field(init=False, repr=False)
     _whole: np.ndarray = field(init=False, repr=False)
     _parts: np.ndarray = field(init=False, repr=False)
     _starts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._texts = [[doc.title, *sentences(doc.text)] for doc in self.documents]
-        self._whole = self.store.get([f"{doc.title}. {doc.text}" for doc in self.documents], self.progress)
-        flat = [text for texts in self._texts for text in texts]
-        self._parts = self.store.get(flat, self.progress).astype(np.float16)
+        self._texts = [_parts_of(doc) for doc in self.documents]
+        rows = self.store.get(texts_of(self.documents), self.progress)
+        self._whole = rows[: len(self.documents)].astype(np.float32)
+        self._parts = rows[len(self.documents) :]
         self._starts = np.cumsum([0, *(len(texts) for texts in self._texts)])
 
     def scores(self, query: str) -> Mapping[int, float]:

@@ -24,6 +24,7 @@ from anabranch.lab.runs import RunFolder
 
 PAGE = "page"
 _WORKER = "import sys; from anabranch.hub.run_queue import work; work(sys.argv[1], sys.argv[2])"
+_WORKER_FILE = "worker.pid"
 _KILL_AFTER_S = 10.0
 
 
@@ -59,7 +60,8 @@ class RunQueue:
             self._thread.join(timeout=10)
         if cancel:
             for run_id in list(self._processes):
-                self.cancel(run_id)
+                with contextlib.suppress(LabError):  # it has ended meanwhile
+                    self.cancel(run_id)
 
     def submit(
         self,
@@ -108,8 +110,8 @@ class RunQueue:
                     folder.log.write("start", slug=run.slug, scale=run.scale, seed=run.seed, pid=os.getpid())
                     folder.log.write("end", state="cancelled", error=None)
                 return
-        mine = self._processes.get(run.id)  # else an earlier server's, which the log names
-        pid = mine.pid if mine else next((e["pid"] for e in run.events if e["type"] == "start"), None)
+        mine = self._processes.get(run.id)
+        pid = mine.pid if mine else _worker_of(run.folder)  # an earlier server's
         if run.state != "running" or pid is None:
             raise LabError(f"run {run_id} is {run.state}: there is nothing to cancel")
         threading.Thread(target=_end, args=(run.folder, int(pid)), daemon=True).start()
@@ -151,11 +153,27 @@ def _spawn(folder: Path, where: str, workers: int) -> subprocess.Popen[bytes]:
 
     limits = thread_limits(max(1, cores() // workers))
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
+        worker = subprocess.Popen(
             [sys.executable, "-c", _WORKER, str(folder), where],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **{name: os.environ.get(name, value) for name, value in limits.items()}},
         )  # fmt: skip
+    (folder / _WORKER_FILE).write_text(
+        str(worker.pid)
+    )  # a later server ends it by this; the log's may be another machine's
+    return worker
+
+
+def _worker_of(folder: Path) -> int | None:
+    """The process here that does the run of ``folder`` or waits for it on a cluster, if it still lives."""
+    try:
+        pid = int((folder / _WORKER_FILE).read_text())
+        command = Path(f"/proc/{pid}/cmdline")
+        if Path("/proc/self/cmdline").exists() and folder.name.encode() not in command.read_bytes():
+            return None  # the number was given to another process
+    except (OSError, ValueError):
+        return None
+    return pid
 
 
 def work(folder: str, where: str) -> None:

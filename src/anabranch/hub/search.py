@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 import sqlite3
 import unicodedata
@@ -199,15 +200,16 @@ def search(entries: Sequence[Entry], query: str, k: int = 10, *, ranker: Ranker 
     """
     if k < 0:
         raise ValueError(f"k={k}: expected the number of hits wanted, 0 or more")
-    by_date = sorted(range(len(entries)), key=lambda i: entries[i].published or date.min, reverse=True)
+    newest = [-(entry.published or date.min).toordinal() for entry in entries]
     if not query.strip():
-        return [Hit(entries[i], 0.0, _first_sentence(document(entries[i]))) for i in by_date[:k]]
+        first = sorted(range(len(entries)), key=newest.__getitem__)[:k]
+        return [Hit(entries[i], 0.0, _first_sentence(document(entries[i]))) for i in first]
     if ranker is None:
         with TextIndex([document(entry) for entry in entries]) as index:
             scores: Mapping[int, float] = index.scores(query)
     else:
         scores = ranker.scores(query)
-    best = sorted((i for i in by_date if i in scores), key=lambda i: scores[i], reverse=True)[:k]
+    best = heapq.nsmallest(k, scores, key=lambda i: (-scores[i], newest[i], i))
     if isinstance(ranker, ExplainingRanker):
         found = [ranker.best_sentence(query, i) for i in best]
     else:

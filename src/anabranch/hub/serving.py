@@ -7,6 +7,7 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from threading import Thread
+from typing import Any
 
 from anabranch.lab import LabError
 
@@ -30,6 +31,7 @@ def serve(
     Raises:
         LabError: the port is taken, the extra is not installed, or ``on`` is no such place.
     """
+    _allow_open_files()
     try:
         import uvicorn
 
@@ -53,19 +55,40 @@ def serve(
     say(f"anabranch is at {shown}  (Ctrl-C ends it)")
     if open_browser:
         Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=10, limit_concurrency=4000, backlog=2048,
-        timeout_graceful_shutdown=2, h11_max_incomplete_event_size=32 * 1024,
-    )  # fmt: skip
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(server_config(app)).run(sockets=[listener])
     finally:
         site.close()
 
 
+def server_config(app: Any, **more: Any) -> Any:
+    """How uvicorn serves the application: connections that give up on slow clients, limits on heads and numbers."""
+    import uvicorn
+
+    from anabranch.hub.web.connections import PatientProtocol
+
+    return uvicorn.Config(
+        app, http=PatientProtocol, log_level="warning", access_log=False, timeout_keep_alive=10, limit_concurrency=4000,
+        backlog=2048, h11_max_incomplete_event_size=32 * 1024, **{"timeout_graceful_shutdown": 2, **more},
+    )  # fmt: skip
+
+
+def _allow_open_files(wanted: int = 8192) -> None:
+    """A listener is an open file, and the usual limit is 1,024."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # not Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named TCP, else asyncio leaves Nagle's algorithm on: a body waits 40 ms for the word that its header has come.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -9,26 +9,28 @@ import contextlib
 import ctypes
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
+from anabranch.hub.committed import CommittedResults, Stamps
+from anabranch.hub.embedding_apart import MANY, Apart
 from anabranch.hub.encoder_files import has_model
-from anabranch.hub.search import Hit, Ranker, TextIndex, document, search
+from anabranch.hub.ended_runs import EndedRuns
+from anabranch.hub.search import Document, Hit, Ranker, TextIndex, document, search
 from anabranch.hub.views import catalogue_path
 from anabranch.hub.votes import Activity, Votes, Window, name_of, trending, window_of
-from anabranch.lab import Claim, Paper, list_runs
+from anabranch.lab import Claim, Paper
 from anabranch.lab.discover import papers
 from anabranch.lab.places import ensure, home
-from anabranch.lab.results import Result, is_stale, load_result, result_verdicts
+from anabranch.lab.results import Result, result_verdicts
 from anabranch.lab.verdicts import Verdict, threshold_text
 
-_RESULTS_FOR_S = 10.0  # results and staleness are read again after this
+Version = tuple[int, int, Stamps]
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class Card:
 class _Known:
     """Everything that changes only with the catalogue's file."""
 
-    version: tuple[int, int, int]
+    version: int
     entries: list[Entry]
     by_key: dict[str, int]
+    documents: list[Document]
     words: Ranker
     by_meaning: meaning.MeaningIndex | None = None
     building: bool = False
@@ -105,7 +108,9 @@ class Site:
     Args:
         path: the catalogue's file; made where absent.
         db: the page's own connection to the file, in autocommit mode.
-        edition: counts the times that results were found changed.
+        committed: the committed results.
+        ended: the runs that have ended here.
+        progress: texts embedded and texts to embed, while the index by meaning is being built; else None.
         use_meaning: whether to search by meaning where the encoder is here. It is loaded in the background by the first
             search; until it is ready words are searched.
     """
@@ -115,10 +120,14 @@ class Site:
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _known: _Known | None = field(default=None, repr=False)
     _embedder: meaning.Embedder | None = field(default=None, repr=False)
-    edition: int = field(default=0, init=False)
+    committed: CommittedResults = field(default_factory=CommittedResults, repr=False)
+    ended: EndedRuns = field(default_factory=EndedRuns, repr=False)
+    progress: tuple[int, int] | None = field(default=None, init=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
-    _results: tuple[float, dict[str, tuple[Result, bool]]] | None = field(default=None, repr=False)
+    _apart: Apart = field(default_factory=Apart, repr=False)
+    _embedding: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _reading: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
         if self.path == catalogue_path():
@@ -129,29 +138,32 @@ class Site:
         self.votes = Votes(self.db)
 
     def close(self) -> None:
+        self._apart.close()
         self.db.close()
 
     @property
-    def version(self) -> tuple[int, int, int]:
-        """Changes when another connection writes to the catalogue, a vote is given here, or results are found changed."""
+    def version(self) -> Version:
+        """Changes when another connection writes to the catalogue, a vote is given here, or a committed result changes.
+
+        It asks the file itself, in 50 microseconds, and waits for nobody who reads."""
         with self._lock:
-            return int(self.db.execute("PRAGMA data_version").fetchone()[0]), self.db.total_changes, self.edition
+            return self._data_version(), self.db.total_changes, self.committed.stamps()
+
+    def _data_version(self) -> int:
+        with self._lock:
+            return int(self.db.execute("PRAGMA data_version").fetchone()[0])
 
     def known(self) -> _Known:
         """The entries and their index, read anew after a change. O(entries)."""
-        with self._lock:
-            version = self.version
-            if self._known is None or self._known.version[0] != version[0]:
+        known, version = self._known, self._data_version()
+        if known is not None and known.version == version:
+            return known
+        with self._reading:
+            version = self._data_version()  # before the entries: what is written meanwhile is read the next time
+            if self._known is None or self._known.version != version:
                 with Catalogue(self.path, papers()) as catalogue:
                     entries = catalogue.entries()
-                by_key = {}
-                for i, entry in enumerate(entries):
-                    by_key[f"entry-{entry.id}"] = i
-                    for key in (entry.arxiv, entry.slug):
-                        if key:
-                            by_key[key] = i
-                words = _Locked(TextIndex([document(entry) for entry in entries]), threading.Lock())
-                self._known = _Known(version, entries, by_key, words)
+                self._known = _known(version, entries, self._known)
             return self._known
 
     def entry(self, key: str) -> Entry | None:
@@ -198,11 +210,10 @@ class Site:
             votes = self.votes.count(since=since)
         runs: dict[str, int] = {}
         confirmed: dict[str, set[str]] = {}
-        for run in list_runs():
-            if run.state == "finished" and datetime.fromisoformat(run.header["created"]) >= since:
+        for run in self.ended.all():
+            if run.finished and run.created >= since:
                 runs[run.slug] = runs.get(run.slug, 0) + 1
-                held = {claim for claim, event in run.verdicts.items() if event["outcome"] == "holds"}
-                confirmed.setdefault(run.slug, set()).update(held)
+                confirmed.setdefault(run.slug, set()).update(run.held)
         for slug, (result, _) in self.results().items():
             if datetime.fromisoformat(result["date"]) >= since:
                 held = {name for name, v in result_verdicts(result).items() if v.outcome == "holds"}
@@ -256,9 +267,11 @@ class Site:
         return "meaning" if self.known().by_meaning is not None else "words"
 
     def _ranker(self, known: _Known) -> Ranker:
-        if known.by_meaning is None and self.use_meaning and not known.building and has_model():
-            known.building = True
-            threading.Thread(target=self._build, args=(known,), name="meaning", daemon=True).start()
+        if known.by_meaning is None and self.use_meaning and has_model():
+            with self._reading:
+                start, known.building = not known.building, True
+            if start:
+                threading.Thread(target=self._build, args=(known,), name="meaning", daemon=True).start()
         return known.by_meaning or known.words
 
     def build_meaning(self) -> None:
@@ -267,30 +280,32 @@ class Site:
 
     def _build(self, known: _Known) -> None:
         with contextlib.suppress(ValueError, OSError, ImportError):  # words stay
-            if self._embedder is None:
-                self._embedder = _OneAtATime(meaning.load_embedder())
-            store = meaning.VectorStore(self._embedder, meaning.vectors_path(self._embedder))
-            documents = [document(entry) for entry in known.entries]
-            known.by_meaning = meaning.MeaningIndex(documents, known.words, self._embedder, store)
+            with self._embedding:  # one at a time: a later one finds in the store what an earlier one has made
+                if self._embedder is None:
+                    self._embedder = _OneAtATime(meaning.load_embedder())
+                path = meaning.vectors_path(self._embedder)
+                store = meaning.VectorStore(self._embedder, path)
+                try:
+                    missing = store.missing(meaning.texts_of(known.documents))
+                    if len(missing) >= MANY:
+                        self._apart.fill(missing, path, self._progressed)
+                    del missing
+                    known.by_meaning = meaning.MeaningIndex(
+                        known.documents, known.words, self._embedder, store, self._progressed
+                    )
+                finally:
+                    store.close()
+                    self.progress = None
             _give_back()
+
+    def _progressed(self, done: int, of: int) -> None:
+        self.progress = (done, of)
 
     # Verdicts
 
     def results(self) -> dict[str, tuple[Result, bool]]:
-        """Committed results by slug, and whether each is stale. After ten seconds they are read again, in the background."""
-        with self._lock:
-            if self._results is None:
-                self._results = (time.monotonic(), _read_results())
-            elif time.monotonic() - self._results[0] > _RESULTS_FOR_S:
-                self._results = (time.monotonic(), self._results[1])
-                threading.Thread(target=self._read_again, name="results", daemon=True).start()
-            return self._results[1]
-
-    def _read_again(self) -> None:
-        found = _read_results()
-        with self._lock:
-            if self._results is None or found != self._results[1]:
-                self._results, self.edition = (time.monotonic(), found), self.edition + 1
+        """Committed results by slug, and whether each is stale; read again when a file of them has changed."""
+        return self.committed.all()
 
     def claims(self, paper: Paper | None = None) -> list[ClaimRow]:
         """All claims of a paper, or of all papers."""
@@ -313,9 +328,19 @@ def _give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _read_results() -> dict[str, tuple[Result, bool]]:
-    found = ((paper.slug, load_result(paper.slug)) for paper in papers())
-    return {slug: (result, is_stale(result)) for slug, result in found if result is not None}
+def _known(version: int, entries: list[Entry], before: _Known | None) -> _Known:
+    """``entries`` with their indices; those of ``before`` stay where the texts are the same."""
+    by_key: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        by_key[f"entry-{entry.id}"] = i
+        for key in (entry.arxiv, entry.slug):
+            if key:
+                by_key[key] = i
+    documents = [document(entry) for entry in entries]
+    if before is not None and before.documents == documents:
+        building = before.by_meaning is not None  # else a new thread begins, and finds what the old one has embedded
+        return replace(before, version=version, entries=entries, by_key=by_key, building=building)
+    return _Known(version, entries, by_key, documents, _Locked(TextIndex(documents), threading.Lock()))
 
 
 @dataclass

@@ -99,6 +99,40 @@ def _entries() -> list[Entry]:
         return catalogue.entries()
 
 
+def open_catalogue() -> Catalogue:
+    """The catalogue to be read; where nothing was imported yet one in memory, with our own papers in it."""
+    return Catalogue(catalogue_path() if catalogue_path().exists() else ":memory:", papers())
+
+
+def embed(console: Console) -> None:
+    """Embed the catalogue with a bar of progress; what is embedded already is not done again.
+
+    Raises:
+        LabError: the encoder is not here.
+    """
+    if not has_model():
+        raise LabError("--embed: the encoder is not here; anabranch data all-minilm-l6-v2 gets it")
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anabranch.hub import meaning
+
+    documents = [document(entry) for entry in _entries()]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        "{task.completed:,.0f} of {task.total:,.0f}",
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("embedding")
+        embedder = meaning.load_embedder()
+        store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
+        texts = meaning.texts_of(documents)
+        store.get(texts, lambda done, of: bar.update(task, completed=done, total=of))
+        store.close()
+    console.print(f"{len(texts):,} texts of {len(documents):,} papers are ready for the search by meaning")
+
+
 def print_found(console: Console, rows: list[Row], *, searched: bool) -> None:
     from rich import box
     from rich.markup import escape

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
@@ -26,7 +28,8 @@ class Context:
     token: str | None = None
     render: Renderer = field(default_factory=Renderer)
     tails: Tails = field(default_factory=Tails)
-    pages: dict[tuple[object, ...], bytes] = field(default_factory=dict)
+    pages: dict[Any, Any] = field(default_factory=dict)
+    making: dict[Any, asyncio.Future[Any]] = field(default_factory=dict)
 
 
 def context_of(request: Request) -> Context:

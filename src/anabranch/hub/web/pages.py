@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from functools import wraps
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from anabranch.hub.catalogue import Entry
+from anabranch.hub.encoder_files import has_model
 from anabranch.hub.votes import Window, name_of, window_of
 from anabranch.hub.web.context import context_of
+from anabranch.hub.web.kept import kept
 from anabranch.hub.web.safety import check_form
 from anabranch.lab import list_runs
 from anabranch.lab.settings import describe_settings
 
 PAGE_SIZE = 30
-_PAGES_KEPT, _TRENDS_FOR_S = 500, 30
 WINDOWS: dict[str, Window] = {"date": "day", "week": "week", "month": "month"}
 
 
@@ -47,6 +44,8 @@ def everything(request: Request) -> Response:
         query=query,
         cards=cards,
         ranker=context.site.ranker_name(),
+        progress=context.site.progress,
+        encoder=context.site.use_meaning and has_model(),
         title=f"{query} - search",
     )
 
@@ -184,42 +183,23 @@ def _feed(
     shown = context.site.cards(list(islice(entries, begin, begin + PAGE_SIZE)))
     return context.render(
         request, "feed.html.j2", cards=shown, title=title, kind=kind, around=around, number=int(number), total=len(entries),
-        more=begin + PAGE_SIZE < len(entries),
+        pages=-(-len(entries) // PAGE_SIZE), more=begin + PAGE_SIZE < len(entries),
     )  # fmt: skip
 
 
-def kept(page: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """A page that is the same for everybody, made once for each state of the catalogue."""
-
-    @wraps(page)
-    async def handler(request: Request) -> Response:
-        context = context_of(request)
-        if "q" in request.query_params:
-            return await run_in_threadpool(page, request)
-        state = context.site.version
-        key = (request.url.path, request.url.query, state, int(time.time() / _TRENDS_FOR_S))
-        found = context.pages.get(key)
-        if found is None:
-            answer = await run_in_threadpool(page, request)
-            if answer.status_code != 200:
-                return answer
-            if len(context.pages) >= _PAGES_KEPT:
-                context.pages.clear()
-            found = context.pages[key] = bytes(answer.body)
-        return HTMLResponse(found)
-
-    return handler
-
-
 ROUTES = [
-    Route("/", kept(home)),
-    Route("/papers", kept(everything)),
-    Route("/papers/trending", kept(trending)),
+    Route("/", kept()(home)),
+    Route("/papers", kept()(everything)),
+    Route("/papers/trending", kept(trend=True)(trending)),
     Route("/papers/{key}.md", markdown),
     Route("/papers/{key}/vote", vote, methods=["POST"]),
-    *(Route(path, window, name=word) for word in WINDOWS for path in (f"/papers/{word}", f"/papers/{word}/{{text}}")),
+    *(
+        Route(path, kept()(window), name=word)
+        for word in WINDOWS
+        for path in (f"/papers/{word}", f"/papers/{word}/{{text}}")
+    ),
     Route("/papers/{key}", paper),
-    Route("/claims", claims),
+    Route("/claims", kept()(claims)),
     Route("/login", login, methods=["GET", "POST"]),
     Route("/health", health),
 ]
