@@ -99,7 +99,7 @@ def test_a_prompt_is_read_in_what_the_decodes_leave() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 64, 512, 4096])
 @pytest.mark.parametrize("rate", [4.0, 40.0])
-def test_every_request_is_served_and_no_token_waits_longer_than_a_mixed_iteration(chunk: int, rate: float) -> None:
+def test_every_request_is_served_and_no_mean_gap_is_longer_than_a_mixed_iteration(chunk: int, rate: float) -> None:
     requests = some_requests(150, rate, longest=3000 if chunk > 1 else 100)
     for cluster in (together(2), split(1, 2), split(2, 1)):
         found = simulate_cluster(replace(cluster, batching=Batching(chunk_tokens=chunk)), requests)
@@ -110,12 +110,13 @@ def test_every_request_is_served_and_no_token_waits_longer_than_a_mixed_iteratio
             assert found.preemptions == 0
 
 
-def test_requests_of_two_tokens_show_every_gap() -> None:
+@pytest.mark.parametrize("chunk", [64, 512])
+def test_requests_of_two_tokens_show_every_gap(chunk: int) -> None:
     """Whole prompts keep a token waiting for the longest of them, pieces for one mixed iteration."""
     lengths = some_requests(200, 30.0)
     requests = replace(lengths, output_tokens=np.full(200, 2))
-    limit = MODEL.mixed_factor * seconds(512)
-    pieces = simulate_cluster(together(2, batching=CHUNKS), requests)
+    limit = MODEL.mixed_factor * seconds(chunk)
+    pieces = simulate_cluster(together(2, batching=Batching(chunk_tokens=chunk)), requests)
     whole = simulate_cluster(together(2), requests)
     assert pieces.tbt_s.max() <= limit + 1e-9
     assert whole.tbt_s.max() > 2 * limit
@@ -190,6 +191,124 @@ def test_a_cache_on_its_way() -> None:
     assert pieces.e2e_s[0] == pytest.approx(seconds(512, 288) + 9 * STEP)
 
 
+@pytest.mark.parametrize("layers", [1, 4, 70])
+@pytest.mark.parametrize("rate", [2e9, 1e10, 1e11])
+def test_layers_that_went_to_a_lost_machine_go_once_more(layers: int, rate: float) -> None:
+    """To the next target the whole cache, or, while the prompt still runs, what was computed by then at once."""
+    request, prompt, whole = RequestTable.of([0.0], [800], [10]), seconds(800), 800 * KV / rate
+    cluster = split(1, 2, transfers=Transfers(layers=layers, bytes_per_s=rate, shared_links=False))
+    calm = simulate_cluster(cluster, request)
+    lost_at = prompt + 0.5 * calm.second_token_gap_s[0]
+    found = simulate_cluster(cluster, request, failures=[(lost_at, 1)])
+    assert found.second_token_gap_s[0] == pytest.approx(lost_at - prompt + whole, rel=1e-9)
+    for share in (0.01, 0.6, 0.99):  # of the prompt
+        end = share * prompt
+        for layer in range(1, layers + 1):
+            end = max(end, layer / layers * prompt) + whole / layers
+        found = simulate_cluster(cluster, request, failures=[(share * prompt, 1)])
+        assert found.second_token_gap_s[0] == pytest.approx(end - prompt, rel=1e-9)
+
+
+@pytest.mark.parametrize("layers", [1, 4, 70])
+@pytest.mark.parametrize("rate", [2e9, 1e10, 1e11])
+def test_pieces_that_went_to_a_lost_machine_go_once_more(layers: int, rate: float) -> None:
+    pieces = (512, 512, 276)
+    lost_at = seconds(512) + 0.6 * seconds(512)
+    end, done = lost_at + 512 * KV / rate, seconds(512)
+    for tokens in pieces[1:]:
+        for layer in range(1, layers + 1):
+            end = max(end, done + layer / layers * seconds(tokens)) + tokens * KV / (layers * rate)
+        done += seconds(tokens)
+    transfers = Transfers(layers=layers, bytes_per_s=rate, shared_links=False)
+    request = RequestTable.of([0.0], [1300], [5])
+    cluster = split(1, 2, batching=CHUNKS, transfers=transfers)
+    found = simulate_cluster(cluster, request, failures=[(lost_at, 1)])
+    assert found.second_token_gap_s[0] == pytest.approx(end - done, rel=1e-9)
+
+
+def test_layers_do_not_go_ahead_to_a_machine_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One transfer by hand: refused at the prompt's end and tried again, all layers go from then on."""
+    from anabranch.serving import cluster as module
+    from anabranch.serving._kernels_events import drop_first
+    from anabranch.serving._kernels_lists import RETRY, TRANSFER_END
+    from anabranch.serving._kernels_transfers import begin_transfer
+
+    states: list[Any] = []
+    monkeypatch.setattr(module, "run", lambda *state: (states.append(state), 0.0)[1])
+    transfers = Transfers(layers=70, bytes_per_s=RATE, shared_links=False, retry_s=0.25)
+    simulate_cluster(split(1, 1, transfers=transfers), RequestTable.of([0.0], [900], [40]))
+    c, q, rules, _, fleet, heap = states[0]
+    q.source[0], q.target[0], q.prompt_s[0] = 0, 1, seconds(900)
+    whole = 900 * KV / RATE
+    c.used[1] = fleet.capacity[1]
+    begin_transfer(0, True, 5.0, c, q, rules, fleet, heap)
+    assert (heap.time[0], heap.kind[0]) == (5.25, RETRY)
+    drop_first(heap)
+    c.used[1] = fleet.weights[1]
+    begin_transfer(0, False, 5.25, c, q, rules, fleet, heap)
+    assert (heap.time[0], heap.kind[0]) == (5.25 + whole, TRANSFER_END)
+    drop_first(heap)
+    begin_transfer(0, True, 5.0, c, q, rules, fleet, heap)
+    assert heap.time[0] == pytest.approx(5 + max(whole / 70, whole - seconds(900) * 69 / 70), rel=1e-12)
+    assert heap.time[0] < 5 + whole
+
+
+def test_a_block_that_a_failure_ends_is_within_the_time() -> None:
+    """The last machine fails in a long decode: it was busy until then, and so long it went on."""
+    request, sent = RequestTable.of([0.0], [800], [1000]), 800 * KV / RATE
+    lost_at = seconds(800) + sent + 10.5 * STEP
+    found = simulate_cluster(split(1, 1), request, failures=[(lost_at / 2, 0), (lost_at, 1)])
+    alone = simulate_cluster(together(1), request, failures=[(lost_at, 0)])
+    for one in (found, alone):
+        assert one.end_s == pytest.approx(lost_at, rel=1e-12)
+        assert (one.busy_s <= one.end_s).all()
+    assert alone.busy_s[0] == pytest.approx(lost_at, rel=1e-12)
+    assert alone.iterations[0] == 1 + int((lost_at - seconds(800)) / STEP)
+
+
+def test_what_a_dead_machine_would_have_done_is_no_event() -> None:
+    request = RequestTable.of([0.0, 0.0], [800, 10], [1, 1])
+    found = simulate_cluster(together(2), request, failures=[(0.5 * seconds(10), 0)])
+    assert found.end_s == pytest.approx((request.arrival_s + found.e2e_s).max(), rel=1e-12)
+    slow = replace(MODEL, prompt=Curve(np.array([0.0, 1000.0]), np.array([0.02, 50.0])))
+    stopped = simulate_cluster(together(1, model=slow), RequestTable.of([0.0], [800], [1]), failures=[(1.0, 0)])
+    assert stopped.end_s == 1.0
+
+
+@pytest.mark.parametrize("chunk", [None, 256])
+@pytest.mark.parametrize("limit", [0.03, 1.0, 5.0, 9.7])
+def test_the_limit_ends_what_runs(limit: float, chunk: int | None) -> None:
+    requests = some_requests(100, 20.0)
+    for cluster in (split(1, 2), together(2)):
+        cluster = replace(cluster, batching=Batching(chunk_tokens=chunk))
+        for failures in ((), [(0.7 * limit, 1)], [(1e9, 1)]):
+            found = simulate_cluster(cluster, requests, max_time_s=limit, failures=failures)
+            assert found.end_s == limit
+            assert (found.busy_s <= limit + 1e-9).all()
+            more = simulate_cluster(cluster, requests, max_time_s=1.3 * limit, failures=failures)
+            assert (found.busy_s <= more.busy_s + 1e-9).all()
+            assert (more.busy_s - found.busy_s <= 0.3 * limit + 1e-9).all()
+            assert (found.iterations <= more.iterations).all()
+    calm = simulate_cluster(split(1, 2), requests)
+    assert simulate_cluster(split(1, 2), requests, max_time_s=1e6).end_s == calm.end_s
+    assert simulate_cluster(split(1, 2), requests, max_time_s=1e6, failures=[(2e6, 0)]).end_s == calm.end_s
+
+
+def test_the_limit_books_what_runs_until_then() -> None:
+    request = RequestTable.of([0.0], [800], [1000])
+    limit = seconds(800) + 10.5 * STEP
+    found = simulate_cluster(together(1), request, max_time_s=limit)
+    assert found.busy_s[0] == pytest.approx(limit, rel=1e-12)
+    assert found.energy_j[0] == pytest.approx(
+        (seconds(800) + MODEL.decode_power * 10.5 * STEP) * DGX_H100.device_power_w, rel=1e-12
+    )
+    assert found.iterations[0] == 11
+    before = simulate_cluster(together(1), RequestTable.of([5.0], [800], [1000]), max_time_s=2.0)
+    assert (before.end_s, before.busy_s[0]) == (2.0, 0.0)
+    with pytest.raises(ValueError, match=r"max_time_s must be >= 0, got -1"):
+        simulate_cluster(together(1), request, max_time_s=-1.0)
+
+
 def test_a_failure_elsewhere_changes_nothing() -> None:
     requests = RequestTable.of([0.0], [800], [10])
     calm = simulate_cluster(split(1, 1), requests)
@@ -234,6 +353,19 @@ def test_every_request_ends_once_while_machines_fail(
             assert found.busy_s[machine] <= at + 1e-9
 
 
+def test_a_late_failure_is_not_waited_for_second_by_second() -> None:
+    """Caches that find no room are stuck until a machine fails in a day: what then goes on ends after it."""
+    day = 86_400.0
+    cluster = replace(split(1, 2), weight_bytes=DGX_H100.memory_bytes - 2000 * KV, pending_limit=10**9)
+    requests = RequestTable(np.linspace(0.0, 0.1, 30), np.full(30, 900), np.full(30, 1000))
+    stuck = simulate_cluster(cluster, requests, failures=[(0.2, 1)])
+    late = simulate_cluster(cluster, requests, failures=[(0.2, 1), (day, 2)])
+    assert not stuck.finished.all()
+    assert late.retries < stuck.retries + 1000
+    assert np.array_equal(late.e2e_s[stuck.finished], stuck.e2e_s[stuck.finished])
+    assert (requests.arrival_s + late.e2e_s)[late.finished & ~stuck.finished].min(initial=np.inf) > day
+
+
 def test_no_machine_is_left() -> None:
     lengths = some_requests(100, 10.0, longest=300)
     requests = replace(lengths, output_tokens=np.minimum(lengths.output_tokens, 10))
@@ -261,6 +393,7 @@ def test_caches_that_never_find_room_do_not_run_for_ever() -> None:
         ([(1.0, 2)], "failures has machine 2 at 1.0 s: expected 0 to 1"),
         ([(-1.0, 0)], "at 0 s or later"),
         ([(float("nan"), 0)], "at 0 s or later"),
+        ([(float("inf"), 0)], "failures has machine 0 at inf s"),
         ([(1.0, 0), (2.0, 0)], "failures has machine 0 twice"),
     ],
 )

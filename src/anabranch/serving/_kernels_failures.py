@@ -6,7 +6,17 @@ import numpy as np
 from numba import njit
 
 from anabranch.serving._kernels_cluster import arrive, begun_iterations, charge
-from anabranch.serving._kernels_lists import ATTEMPT_BITS, MIXED, NOT_SENT, PROMPT, UNDER_WAY
+from anabranch.serving._kernels_events import push
+from anabranch.serving._kernels_lists import (
+    ATTEMPT_BITS,
+    BLOCK_END,
+    FAILURE,
+    MIXED,
+    NOT_SENT,
+    PROMPT,
+    RETRY,
+    UNDER_WAY,
+)
 from anabranch.serving._kernels_placing import least, move, send_in, take_out, token_machine
 from anabranch.serving._kernels_transfers import begin_transfer
 
@@ -20,9 +30,7 @@ def fail(m, placed, now, c, q, rules, perf, fleet, heap):
     tokens that they were given, and caches that were to come here go elsewhere. O(requests)."""
     kv = rules.kv_bytes
     if c.batch_size[m] > 0:  # tokens of the iteration that runs are lost
-        done = 0
-        if c.prompts_in[m] == 0:
-            done = min(begun_iterations(m, now, c, rules, perf, fleet), c.block[m]) - 1
+        done = ended_iterations(m, now, c, rules, perf, fleet)
         for k in range(c.batch_size[m]):
             if c.batch[m, k] & 1 == 1:
                 q.remaining[c.batch[m, k] >> 1] -= done
@@ -92,7 +100,10 @@ def find_target(r, now, c, q, rules, perf, fleet, heap):
     if target != source:
         c.scheduled[target] += whole
         if q.prompt_done[r]:
-            begin_transfer(r, now, c, q, rules, fleet, heap)
+            begin_transfer(r, False, now, c, q, rules, fleet, heap)
+        else:  # all pieces that were read go once more, and nothing of the one that runs has gone
+            rate = min(fleet.link_bytes_per_s[source], fleet.link_bytes_per_s[target])
+            q.sent_s[r] = now + q.read[r] * rules.kv_bytes / rate
         return
     c.scheduled[target] += (q.output[r] - 1) * rules.kv_bytes
     # Prompts in pieces let their decodes in when they end.
@@ -102,13 +113,56 @@ def find_target(r, now, c, q, rules, perf, fleet, heap):
 
 @njit(cache=True, _nrt=False)
 @typing.no_type_check
+def wait_for_failure(retry_s, heap):
+    """Caches that find no room until a machine fails try again after the next failure, at their own intervals. O(events log)."""
+    at = np.inf
+    for i in range(heap.size[0]):
+        if heap.kind[i] == FAILURE:
+            at = min(at, heap.time[i])
+    size = heap.size[0]
+    heap.size[0] = 0
+    for i in range(size):  # event i is read before anything is written over it
+        time, kind, what = heap.time[i], heap.kind[i], heap.what[i]
+        if kind == RETRY and time < at:
+            time += np.ceil((at - time) / retry_s) * retry_s
+        push(heap, time, kind, what)
+
+
+@njit(cache=True, _nrt=False)
+@typing.no_type_check
+def stop_at(end, r, c, q, rules, perf, fleet, heap):
+    """The time is up: tells whether anything was still to come, and books what runs up to now. O(events + machines)."""
+    left = r < len(q.arrival)
+    for i in range(heap.size[0]):
+        kind, what = heap.kind[i], heap.what[i]
+        if kind == BLOCK_END:
+            left = left or what >> 24 == c.version[what & 0xFFFFFF]
+        elif kind != FAILURE:
+            left = left or what >> ATTEMPT_BITS == q.attempt[what & ((1 << ATTEMPT_BITS) - 1)]
+    for m in range(len(c.batch_size)):
+        if c.batch_size[m] > 0:
+            charge(m, end, ended_iterations(m, end, c, rules, perf, fleet), c, perf, fleet)
+    return left
+
+
+@njit(cache=True, _nrt=False)
+@typing.no_type_check
+def ended_iterations(m, now, c, rules, perf, fleet):
+    """Of the block that runs."""
+    if c.prompts_in[m] > 0:
+        return 0
+    return min(begun_iterations(m, now, c, rules, perf, fleet), c.block[m]) - 1
+
+
+@njit(cache=True, _nrt=False)
+@typing.no_type_check
 def no_room_for_any(c, q, rules, fleet, heap):
     """Only caches that wait for room are left, and none of them will find any."""
     for i in range(heap.size[0]):
         r = heap.what[i] & ((1 << ATTEMPT_BITS) - 1)
-        target = q.target[r]
-        if heap.what[i] >> ATTEMPT_BITS != q.attempt[r]:
+        if heap.kind[i] != RETRY or heap.what[i] >> ATTEMPT_BITS != q.attempt[r]:
             continue
+        target = q.target[r]
         if c.used[target] + (q.prompt[r] + 1) * rules.kv_bytes <= fleet.capacity[target]:
             return False
     return True

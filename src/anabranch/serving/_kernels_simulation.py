@@ -8,7 +8,7 @@ from numba import njit
 from anabranch.serving._kernels_chunks import end_piece
 from anabranch.serving._kernels_cluster import arrive, build, charge, cut_block
 from anabranch.serving._kernels_events import drop_first
-from anabranch.serving._kernels_failures import fail, no_room_for_any
+from anabranch.serving._kernels_failures import fail, no_room_for_any, stop_at, wait_for_failure
 from anabranch.serving._kernels_lists import (
     ATTEMPT_BITS,
     BLOCK_END,
@@ -77,7 +77,7 @@ def end_block(m, now, c, q, rules, perf, fleet, heap):
     c.batch_size[m] = kept
     build(m, now, c, q, rules, perf, fleet, heap)
     for k in range(sent):
-        begin_transfer(send[m, k], now, c, q, rules, fleet, heap)
+        begin_transfer(send[m, k], True, now, c, q, rules, fleet, heap)
     if (
         c.pool[m] == MIXED
         and fleet.home[m] != MIXED
@@ -110,29 +110,35 @@ def end_transfer(r, now, c, q, rules, perf, fleet, heap):
 @njit(cache=True, _nrt=False)
 @typing.no_type_check
 def run(c, q, rules, perf, fleet, heap):
-    """Until all is done, nothing can go on any more, or the time is up; gives the time of the last event."""
-    n, r, end = len(q.arrival), 0, 0.0
+    """Until all is done, nothing can go on any more, or the time is up; gives the time of the last event, or of the limit."""
+    n, r, end, failures = len(q.arrival), 0, 0.0, 0
+    for i in range(heap.size[0]):
+        failures += heap.kind[i] == FAILURE
     while r < n or heap.size[0] > 0:
-        if r < n and (heap.size[0] == 0 or q.arrival[r] <= heap.time[0]):
-            end = q.arrival[r]
-            if end > rules.max_time_s:
-                break
-            send_in(r, end, c, q, rules, perf, fleet, heap)
+        comes = r < n and (heap.size[0] == 0 or q.arrival[r] <= heap.time[0])
+        now = q.arrival[r] if comes else heap.time[0]
+        if now > rules.max_time_s:
+            if stop_at(rules.max_time_s, r, c, q, rules, perf, fleet, heap):
+                end = rules.max_time_s
+            break
+        if comes:
+            end = now
+            send_in(r, now, c, q, rules, perf, fleet, heap)
             r += 1
             continue
-        now, kind, what = heap.time[0], heap.kind[0], heap.what[0]
-        if kind == FAILURE:  # of an idle cluster is no event of the requests
-            if now > rules.max_time_s:
-                break
-            drop_first(heap)
+        kind, what = heap.kind[0], heap.what[0]
+        drop_first(heap)
+        if kind == FAILURE:
+            failures -= 1
+            if c.batch_size[what] > 0:  # of an idle machine is no event of the requests
+                end = now
             fail(what, r, now, c, q, rules, perf, fleet, heap)
             continue
-        end = now
-        if now > rules.max_time_s:
-            break
-        drop_first(heap)
         if kind == BLOCK_END:
             m = what & 0xFFFFFF
+            if c.pool[m] < 0:  # it failed meanwhile
+                continue
+            end = now
             if what >> 24 == c.version[m]:
                 end_block(m, now, c, q, rules, perf, fleet, heap)
             continue
@@ -141,10 +147,13 @@ def run(c, q, rules, perf, fleet, heap):
             c.counts[4] -= 1
         if attempt != q.attempt[request]:  # a machine of this transfer failed
             continue
+        end = now
         if kind == TRANSFER_END:
             end_transfer(request, now, c, q, rules, perf, fleet, heap)
         else:
-            begin_transfer(request, now, c, q, rules, fleet, heap)
-            if r == n and heap.size[0] == c.counts[4] and no_room_for_any(c, q, rules, fleet, heap):
-                break
+            begin_transfer(request, False, now, c, q, rules, fleet, heap)
+            if r == n and heap.size[0] - failures == c.counts[4] and no_room_for_any(c, q, rules, fleet, heap):
+                if failures == 0:
+                    break
+                wait_for_failure(rules.retry_s, heap)
     return end

@@ -155,14 +155,16 @@ class ServingResult:
     """What became of every request, and of every machine.
 
     Attributes:
-        ttft_s: time to the first token. e2e_s: to the last one. NaN for requests that were not finished.
+        ttft_s: time to the first token. e2e_s: to the last one; NaN for requests that were not finished, whose other times are
+            those of as far as they came, and NaN from there.
         second_token_gap_s: from the first token to the start of decoding: transfer and waiting; 0 for answers of one token.
         queue_s: from arrival to the start of the prompt.
         source, target: machines of the two phases.
         busy_s, energy_j, iterations: of every machine. kv_peak_bytes: the most memory in use, weights included.
-        end_s: time of the last event.
+        end_s: time of the last event, or ``max_time_s`` where that came first. What runs then is in ``busy_s`` and ``energy_j``
+            up to then, its iterations that had ended in ``iterations``.
         preemptions, moves, retries: of decodes, of machines between pools, of transfers without room.
-        restarts: of every request, because of machines that failed; None where they cannot.
+        restarts: of every request, because of machines that failed; None in results of simulators without failures.
     """
 
     ttft_s: Float64[np.ndarray, " requests"]
@@ -204,16 +206,20 @@ def simulate_cluster(
     rounding of its files.
 
     Args:
-        max_time_s: when to stop; requests that are not finished then have NaN.
+        max_time_s: when to stop; requests that are not finished then have no ``e2e_s`` (NaN).
         on_oversize: a request whose cache alone is larger than a machine that may have to hold it: an error, or left out (NaN).
         failures: time and machine (index into ``cluster.machines``); the machine does not come back. Requests that lose their
             prompt or cache start again elsewhere with the tokens they were given as part of the prompt (those count once), and
             caches on their way to the machine go to another one. Without any machine left requests stay unfinished (NaN).
-            O(requests) each.
+            O(requests) each. A cache whose transfer is not begun at the end of its prompt (no room, or sent once more) goes
+            whole: nothing of it has gone ahead.
 
     Raises:
-        ValueError: such a request, a failure before 0 s or of a machine that is not there or has failed before.
+        ValueError: such a request, a negative ``max_time_s``, a failure before 0 s, at no finite
+            time, or of a machine that is not there or has failed before.
     """
+    if not max_time_s >= 0:
+        raise ValueError(f"max_time_s must be >= 0, got {max_time_s}")
     kinds = list(dict.fromkeys(machine.name for machine in cluster.machines))
     machines, kv = cluster.machines, cluster.kv_bytes_per_token
     room = min(machine.memory_bytes for machine in machines) - cluster.weight_bytes
@@ -232,7 +238,7 @@ def simulate_cluster(
             failures=failures,
         )
         return _spread(part, kept, requests)
-    _check_failures(failures, len(machines))
+    check_failures(failures, len(machines))
     models = [cluster.performance[kind] for kind in kinds]
     c, q, fleet = _state(cluster, requests, kinds, 1 + len(failures))
     rules = kernels.Rules(
@@ -259,10 +265,14 @@ def simulate_cluster(
     )  # fmt: skip
 
 
-def _check_failures(failures: Sequence[tuple[float, int]], machines: int) -> None:
+def check_failures(failures: Sequence[tuple[float, int]], machines: int) -> None:
+    """
+    Raises:
+        ValueError: a time that is not finite or below 0, a machine that is not there or is named twice.
+    """
     seen: set[int] = set()
     for at, machine in failures:
-        if not at >= 0 or not 0 <= machine < machines:
+        if not 0 <= at < np.inf or not 0 <= machine < machines:
             raise ValueError(f"failures has machine {machine} at {at} s: expected 0 to {machines - 1}, at 0 s or later")
         if machine in seen:
             raise ValueError(f"failures has machine {machine} twice: it does not come back")
