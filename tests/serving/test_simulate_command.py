@@ -25,6 +25,7 @@ from anabranch.serving import (
     slo_report,
 )
 from anabranch.serving._cluster_files import read_cluster, read_machines
+from anabranch.serving._provision_command import Job
 from anabranch.serving._simulate_command import serve
 from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100
 from support import ROOT, CommandLine
@@ -38,6 +39,16 @@ count = 3
 role = "mixed"
 [batching]
 chunk_tokens = 512
+"""
+OWN = """
+[[machines]]
+name = "own"
+hardware = "h100-80gb"
+tensor_parallel = 8
+memory_gib = 640
+network_gbit_per_s = 400
+power_w = 10200
+cost_per_hour = 38.0
 """
 LIMITS = ("2,3,6", "1.25,1.5,5", "1.25,1.5,5")
 
@@ -74,6 +85,7 @@ def test_a_file_is_the_cluster_it_describes(tmp_path: Path, trace: Path) -> None
         ("large", 3, "prompt"), ("dgx-a100", 2, "token"),
     ]  # fmt: skip
     assert example.transfers.layers == BLOOM_176B.layers
+    assert example.pools[0].machine.device_power_w == pytest.approx(5600)
     assert example.provisioned_w == 3 * 10_200 + 2 * DGX_A100.provisioned_w
     assert [machine.name for machine in read_machines(EXAMPLE)] == ["large"]
 
@@ -98,6 +110,14 @@ def test_a_file_is_the_cluster_it_describes(tmp_path: Path, trace: Path) -> None
         (("decode_by", "profile = 'none.csv'\ndecode_by"), "profile = 'none.csv': there is no such file"),
         (("[[pools]]", "[[machines]]\nname = 'a'\n[[pools]]"), "machine 0: there is no hardware, tensor_parallel"),
         (("[[pools]]", "[pools]"), r"pools must be tables, written as \[\[pools\]\]"),
+        (("[[pools]]", OWN.replace("640", '"640"') + "[[pools]]"), "machine 0: memory_gib = '640': expected a number"),
+        (("[[pools]]", OWN.replace("640", "true") + "[[pools]]"), "machine 0: memory_gib = True: expected a number"),
+        (
+            ("[[pools]]", OWN.replace("= 8", "= 8.5") + "[[pools]]"),
+            "machine 0: tensor_parallel = 8.5: expected a whole number",
+        ),
+        (("[[pools]]", OWN.replace("power_w", "watts = 1\npower_w") + "[[pools]]"), "machine 0: watts is no key here"),
+        (("[[pools]]", OWN + OWN + "[[pools]]"), "machine 1: name = 'own' is there twice"),
         (("count = 3", "count = "), "Invalid value"),
     ],
 )
@@ -167,7 +187,11 @@ def test_requests_that_do_not_end_are_told(trace: Path, tmp_path: Path) -> None:
     none = serve(tmp_path / "cluster.toml", trace, failures=["0:0", "0:1", "0:2"], **options)
     assert json.loads(as_json(none, []))["finished"] == 0
     assert "limits    not kept" in words(none, [])
-    for wrong, said in (({"failures": ["now"]}, "--fail now: expected SECONDS:MACHINE"), ({"speed": 0.0}, "--speed 0")):
+    for wrong, said in (
+        ({"failures": ["now"]}, "--fail now: expected SECONDS:MACHINE"), ({"speed": 0.0}, "--speed 0"),
+        ({"failures": ["1:7"]}, "--fail has machine 7 at 1.0 s"), ({"failures": ["inf:0"]}, "--fail has machine 0 at inf"),
+        ({"max_time": -1.0}, "--max-time -1.0: expected 0 or more"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             serve(tmp_path / "cluster.toml", trace, **{**options, "failures": [], **wrong})
 
@@ -183,20 +207,85 @@ def test_a_rate_over_seeds_is_the_mean_and_the_interval_of_the_lab() -> None:
     assert len(set(rates)) > 1
     wanted = t_interval(rates)
     assert (found.mean_per_s, found.low_per_s, found.high_per_s) == pytest.approx(
-        (wanted.value, wanted.low, wanted.high)
+        (wanted.value, wanted.low, wanted.high + 0.02 * wanted.value)
     )
+    assert found.capped == 0
+    twice = rate_interval(by_hand(), [loads[0], loads[0]], reference)
+    assert (twice.low_per_s, twice.high_per_s) == pytest.approx((rates[0], 1.02 * rates[0]))
     with pytest.raises(ValueError, match="needs at least 2, got 1"):
         rate_interval(by_hand(), loads[:1], reference)
+
+
+def test_an_interval_says_when_it_is_capped_and_is_not_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anabranch.serving import MaxRate, slo
+
+    loads = [Load(RequestTable.of([0.0], [10], [2]), 10.0, 8.0, np.random.default_rng(i)) for i in range(2)]
+    for rates, wanted in (((0.0, 4.0), (0.0, False)), ((8.0, 8.0), (8.0, True)), ((7.0, 8.0), (1.146898, True))):
+        rest = iter(rates)
+        monkeypatch.setattr(slo, "max_rate", lambda *_, rest=rest, **__: MaxRate(next(rest), None, 1))
+        found = rate_interval(by_hand(), loads, published_performance("bloom-176b", "a100-80gb"))
+        assert found.low_per_s == pytest.approx(wanted[0])
+        assert (found.high_per_s == np.inf) == wanted[1] == (found.capped > 0)
+    assert found.capped == 1
+
+
+def test_power_that_is_drawn_is_that_of_the_devices(trace: Path, tmp_path: Path) -> None:
+    from anabranch.serving._simulate_command import as_json, facts, words
+
+    options: dict[str, Any] = {
+        "failures": [],
+        "speed": 1.0,
+        "limits": LIMITS,
+        "max_time": None,
+        "drop": False,
+        "out": None,
+    }
+    path, own = tmp_path / "cluster.toml", MIXED.replace("dgx-h100", "own")
+    drawn = []
+    for more in ("", "device_power_w = 5600\n", "device_power_w = 2800\n"):
+        path.write_text(own.replace("[[pools]]", OWN + more + "[[pools]]"))
+        served = serve(path, trace, **options)
+        assert facts(served)["provisioned_w"] == 3 * 10_200
+        drawn.append(json.loads(as_json(served, []))["drawn_w"])
+        said = "device_power_w not given" if not more else "on average drawn by devices, while busy"
+        assert said in words(served, [])
+    assert drawn[0] is None
+    assert drawn[1] == pytest.approx(2 * drawn[2])
+    assert 0 < drawn[1] < 3 * 5600
+
+
+def test_times_are_of_requests_that_ended(trace: Path, tmp_path: Path) -> None:
+    from anabranch.serving._simulate_command import latency_rows
+
+    path = tmp_path / "cluster.toml"
+    path.write_text(MIXED)
+    served = serve(path, trace, speed=1.0, failures=[], limits=LIMITS, max_time=6.0, drop=False, out=None)
+    ended = served.result.finished
+    assert np.isfinite(served.result.ttft_s[~ended]).any()  # begun, and left at the limit
+    for row, name in zip(latency_rows(served)[:1], ("ttft_s",), strict=True):
+        assert row["mean"] == pytest.approx(getattr(served.result, name)[ended].mean())
+    assert served.result.end_s == 6.0
 
 
 def test_provision_over_seeds(anabranch: CommandLine, trace: Path) -> None:
     machines = str(ROOT / "examples" / "cluster.toml")
     command = ("serving", "provision", "--trace", str(trace), "--machines", machines, "--seconds", "5", "--seeds", "3")
+    job = Job.of(
+        trace=trace, service="conversation", rate=None, budget_power="60kW", budget_cost=None, minimise="cost", seconds=5.0,
+        profile=None, model=None, config=None, machines=Path(machines), limits=LIMITS, seed=0, seeds=3, out=None,
+    )  # fmt: skip
+    most = 20.0 * 60_000 / job.designs[0].prompt.provisioned_w
+    loads = [Load(job.lengths, 5.0, most, child) for child in np.random.default_rng([0, 1]).spawn(3)]
     done = anabranch(*command, "--budget-power", "60kW", "--json")
     assert done.returncode == 0, done.stderr
     for one in json.loads(done.stdout)["designs"]:
         assert one["seeds"] == 3
-        assert one["low_per_s"] <= one["mean_rate_per_s"] <= one["high_per_s"]
+        design = next(design for design in job.designs if design.name == one["design"])
+        cluster = design.build(one["prompt_machines"], one["token_machines"])
+        wanted = rate_interval(cluster, loads, job.reference, job.limits, start_per_s=one["rate_per_s"])
+        assert (one["mean_rate_per_s"], one["low_per_s"]) == (wanted.mean_per_s, wanted.low_per_s)
+        assert one["high_per_s"] == (None if wanted.capped else wanted.high_per_s)
+        assert one["capped"] == wanted.capped
     done = anabranch(*command, "--rate", "2")
     assert done.returncode == 0, done.stderr
     assert "3 other seeds, 95 %" in done.stdout

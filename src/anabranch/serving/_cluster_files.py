@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +30,7 @@ MODELS = {"bloom-176b": (BLOOM_176B, 329 * 10**9), "llama2-70b": (LLAMA2_70B, 13
 KNOWN = {machine.name: machine for machine in (DGX_A100, DGX_H100, DGX_H100_CAPPED)}
 MOST_MACHINES = 4  # of a search over pairs
 _MACHINE = ("name", "hardware", "tensor_parallel", "memory_gib", "network_gbit_per_s", "power_w", "cost_per_hour")
+_MAY_LACK = ("device_power_w",)  # then what is drawn is not known
 _POOL = ("machine", "count", "role")
 _TOP = (
     "model",
@@ -65,7 +67,9 @@ class ServedModel:
             return cls(name, shape, 2 * shape.parameters, table, by)
         if name in MODELS:
             return cls(name, *MODELS[name], table, by)
-        raise ValueError(f"model {name}: its cache and weights are not known, give its config.json with --config")
+        raise ValueError(
+            f"model {name}: its cache and weights are not known, give its config.json (--config, or config in a cluster's file)"
+        )
 
     @property
     def kv_bytes(self) -> int:
@@ -92,7 +96,7 @@ def read_machines(path: Path) -> list[Machine]:
             raise ValueError(f"{path}: {error}") from error
     if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_MACHINES:
         raise ValueError(f"{path}: expected a list of 1 to {MOST_MACHINES} machines")
-    return [_machine(f"{path}, machine {i}", entry) for i, entry in enumerate(entries)]
+    return _machines(path, entries)
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -104,7 +108,7 @@ def read_cluster(path: Path) -> Cluster:
     """
     data = _toml(path)
     _refuse_unknown(str(path), data, _TOP)
-    own = [_machine(f"{path}, machine {i}", entry) for i, entry in enumerate(_tables(path, data, "machines"))]
+    own = _machines(path, _tables(path, data, "machines"))
     kinds = KNOWN | {machine.name: machine for machine in own}
     pools = []
     for i, entry in enumerate(_tables(path, data, "pools")):
@@ -200,16 +204,32 @@ def _made(where: str, make: Any, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _machines(path: Path, entries: list[Any]) -> list[Machine]:
+    found = [_machine(f"{path}, machine {i}", entry) for i, entry in enumerate(entries)]
+    for i, machine in enumerate(found):
+        if machine.name in [one.name for one in found[:i]]:
+            raise ValueError(f"{path}, machine {i}: name = {machine.name!r} is there twice")
+    return found
+
+
 def _machine(where: str, entry: Any) -> Machine:
+    """Power of the whole machine: ``power_w`` is provisioned for it, ``device_power_w`` is what its devices may draw."""
     _refuse_missing(where, entry, _MACHINE)
+    _refuse_unknown(where, entry, (*_MACHINE, *_MAY_LACK))
+    for key, value in entry.items():
+        if key in ("name", "hardware"):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {key} = {value!r}: expected a text")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where}: {key} = {value!r}: expected a number")
     try:
-        count = int(entry["tensor_parallel"])
+        count = _whole(where, entry, "tensor_parallel")
         device = Device(  # the profile says how fast it is; its own numbers are not asked
             name=entry["hardware"], memory_bytes=int(entry["memory_gib"] * GIB / count), memory_bytes_per_s=1.0,
-            flops_per_s=1.0, link_bytes_per_s=0.0, power_w=float(entry["power_w"]) / count,
+            flops_per_s=1.0, link_bytes_per_s=0.0, power_w=float(entry.get("device_power_w", math.nan)) / count,
         )  # fmt: skip
         return Machine(
-            name=str(entry["name"]), device=device, count=count,
+            name=entry["name"], device=device, count=count,
             nic_bytes_per_s=float(entry["network_gbit_per_s"]) * 1e9 / 8, provisioned_w=float(entry["power_w"]),
             cost_per_hour=float(entry["cost_per_hour"]),
         )  # fmt: skip

@@ -201,8 +201,8 @@ def _over_seeds(interval: RateInterval | None) -> dict[str, Any]:
     if interval is None:
         return {}
     return {
-        "mean_rate_per_s": interval.mean_per_s, "low_per_s": interval.low_per_s, "high_per_s": interval.high_per_s,
-        "seeds": len(interval.rates),
+        "mean_rate_per_s": interval.mean_per_s, "low_per_s": interval.low_per_s,
+        "high_per_s": None if interval.capped else interval.high_per_s, "seeds": len(interval.rates), "capped": interval.capped,
     }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def write(job: Job, found: Found, out: Path) -> list[str]:
     with (out / "provision.csv").open("w", newline="", encoding="utf-8") as file:
         columns = ["design", "prompt_machines", "token_machines", "rate_per_s", "power_w", "cost_per_hour"]
         if found.over_seeds:
-            columns += ["mean_rate_per_s", "low_per_s", "high_per_s", "seeds"]
+            columns += ["mean_rate_per_s", "low_per_s", "high_per_s", "seeds", "capped"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -274,7 +274,10 @@ def words(job: Job, found: Found, written: list[str]) -> str:
 def _seeds_words(interval: RateInterval | None) -> dict[str, str]:
     if interval is None:
         return {}
-    words = f"{interval.mean_per_s:.1f} ({interval.low_per_s:.1f} to {interval.high_per_s:.1f})"
+    if interval.capped:  # the highest rates that were asked
+        words = f">= {interval.mean_per_s:.1f} ({interval.low_per_s:.1f} or more: {interval.capped} capped)"
+    else:
+        words = f"{interval.mean_per_s:.1f} ({interval.low_per_s:.1f} to {interval.high_per_s:.1f})"
     return {f"{len(interval.rates)} other seeds, 95 %": words}
 
 

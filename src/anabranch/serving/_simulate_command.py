@@ -13,7 +13,7 @@ import numpy as np
 
 from anabranch.serving._cluster_files import read_cluster
 from anabranch.serving._serving_words import numbers, table_text
-from anabranch.serving.cluster import Cluster, ServingResult, simulate_cluster
+from anabranch.serving.cluster import Cluster, ServingResult, check_failures, simulate_cluster
 from anabranch.serving.performance import PerformanceModel
 from anabranch.serving.requests import RequestTable, read_requests
 from anabranch.serving.slo import METRICS, SloLimits, SloReport, slo_report
@@ -49,10 +49,17 @@ def serve(
         tuple(numbers(option, text)) for option, text in zip(("--ttft", "--tbt", "--e2e"), limits, strict=True)
     ]
     slo = SloLimits(PERCENTILES, *slowdowns)
+    if max_time is not None and not max_time >= 0:
+        raise ValueError(f"--max-time {max_time}: expected 0 or more")
     built, requests = read_cluster(cluster), read_requests(trace).at_speed(speed)
+    lost = [_failure(text) for text in failures]
+    try:
+        check_failures(lost, len(built.machines))
+    except ValueError as error:
+        raise ValueError(str(error).replace("failures", "--fail", 1)) from error
     result = simulate_cluster(
         built, requests, max_time_s=np.inf if max_time is None else max_time, on_oversize="drop" if drop else "raise",
-        failures=[_failure(text) for text in failures],
+        failures=lost,
     )  # fmt: skip
     slowest = max(built.performance.values(), key=_prompt_seconds)
     return Served(built, requests, result, slo, slo_report(result, requests, slowest, slo))
@@ -75,7 +82,7 @@ def latency_rows(served: Served) -> list[dict[str, Any]]:
     rows = []
     for name, column in _TIMES.items():
         values = getattr(served.result, column)
-        values = values[np.isfinite(values)]
+        values = values[served.result.finished & np.isfinite(values)]
         row: dict[str, Any] = {"time": name, "mean": float(values.mean()) if len(values) else None}
         for p in PERCENTILES:
             row[f"P{p:g}"] = float(np.percentile(values, p)) if len(values) else None
@@ -101,7 +108,7 @@ def facts(served: Served) -> dict[str, Any]:
         "requests": len(served.requests), "finished": int(result.finished.sum()), "end_s": end,
         "output_tokens_per_s": tokens / end if end > 0 else 0.0, "limits_hold": served.report.holds,
         "tightest": [*served.report.tightest[:2], _finite(served.report.tightest[2])], "provisioned_w": cluster.provisioned_w,
-        "drawn_w": float(result.energy_j.sum() / end) if end > 0 else 0.0, "cost_per_hour": cluster.cost_per_hour,
+        "drawn_w": _finite(float(result.energy_j.sum() / end)) if end > 0 else 0.0, "cost_per_hour": cluster.cost_per_hour,
         "cost_per_million_output_tokens": cluster.cost_per_hour * end / 3600 / tokens * 1e6 if tokens else None,
         "idle": idle, "preemptions": result.preemptions, "moves": result.moves, "retries": result.retries,
         "restarts": 0 if result.restarts is None else int(result.restarts.sum()),
@@ -148,9 +155,14 @@ def words(served: Served, written: list[str]) -> str:
     state = "kept" if known["limits_hold"] else "not kept"
     lines += [table_text(rows), ""]
     lines.append(f"limits    {state}; tightest: {metric} at P{percentile:g}, {_number(over)} of its limit")
-    each = known["cost_per_million_output_tokens"]
+    drawn, each = known["drawn_w"], known["cost_per_million_output_tokens"]
     lines.append(
-        f"power     {known['provisioned_w'] / 1e3:,.1f} kW provisioned, {known['drawn_w'] / 1e3:,.1f} kW drawn on average"
+        f"power     {known['provisioned_w'] / 1e3:,.1f} kW provisioned, "
+        + (
+            "device_power_w not given"
+            if drawn is None
+            else f"{drawn / 1e3:,.1f} kW on average drawn by devices, while busy"
+        )
     )
     lines.append(
         f"cost      {known['cost_per_hour']:,.2f} $/h"

@@ -196,13 +196,21 @@ def max_rate(
 
 @dataclass(frozen=True)
 class RateInterval:
-    """The highest rate over several loads. Attributes: mean_per_s: of ``rates`` (one a load); low_per_s, high_per_s: Student's
-    95 % interval of the mean."""
+    """The highest rate over several loads.
+
+    Attributes:
+        rates: one a load: the lower end of what the search left, so that the rate itself is up to ``tolerance`` higher.
+        mean_per_s: of ``rates``.
+        low_per_s, high_per_s: Student's 95 % interval of their mean, not below 0, its upper end higher by what the searches left;
+            infinite where a load was capped.
+        capped: loads whose rate is the highest that could be asked (``most_per_s``), so that theirs may be any higher.
+    """
 
     mean_per_s: float
     low_per_s: float
     high_per_s: float
     rates: tuple[float, ...]
+    capped: int = 0
 
 
 def rate_interval(
@@ -232,4 +240,8 @@ def rate_interval(
     ]
     mean, n = float(np.mean(found)), len(found)
     half = float(stdtrit(n - 1, 0.975) * np.std(found, ddof=1) / np.sqrt(n))
-    return RateInterval(mean, mean - half, mean + half, tuple(found))
+    floors = [max(1 / load.seconds, 1e-3) for load in loads]  # below which max_rate does not search
+    left = [tolerance * rate if rate > 0 else floor for rate, floor in zip(found, floors, strict=True)]
+    capped = sum(rate >= load.most_per_s for rate, load in zip(found, loads, strict=True))
+    high = float("inf") if capped else mean + half + float(np.mean(left))
+    return RateInterval(mean, max(0.0, mean - half), high, tuple(found), capped)
