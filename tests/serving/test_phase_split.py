@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -267,6 +268,141 @@ def test_strangers_and_bad_addresses(tiny: CausalModel) -> None:
         WorkerListener("both")
     with pytest.raises(ValueError, match="by which the other workers reach"):
         WorkerListener("decode", "0.0.0.0")
+    for host in ("", "0", "0x0", "000.0.0.0"):
+        with pytest.raises(ValueError, match="by which the other workers reach"):
+            WorkerListener("decode", host)
+    with pytest.raises(ValueError, match="workers do not listen on IPv6"):
+        WorkerListener("decode", "::1")
     with pytest.raises(ValueError, match="key must have 16 bytes"):
         WorkerListener("decode", key=b"1")
     assert len(key) == 32
+
+
+def test_a_worker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the handshake nor for its greeting; a stranger that says nothing is hung up on."""
+    from anabranch.serving import _remote_workers as module
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"tcp://127.0.0.1:{silent.getsockname()[1]}/{'00' * 16}"
+        with pytest.raises(ServingError, match=r"does not answer: nothing within 0\.3 s"):
+            module.connect_workers([place], 0.3)
+    monkeypatch.setattr(module, "HANDSHAKE_S", 0.3)
+    worker = module.WorkerListener("prefill")  # nobody calls serve(): no greeting
+    with pytest.raises(ServingError, match="does not answer: nothing within 1 s"):
+        module.RemoteHandle(worker.address, 1.0)
+    with socket.create_connection(("127.0.0.1", int(worker.address.split(":")[2].split("/")[0]))) as stranger:
+        stranger.settimeout(30)
+        while stranger.recv(100):  # the challenge, and then the end
+            pass
+    worker.close()
+
+
+def test_a_worker_is_free_when_a_server_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, also where work on it failed in a way that nobody thought of."""
+    from anabranch.serving import _remote_workers as module
+    from anabranch.serving._worker_loops import WorkerSpec
+
+    def work(spec: WorkerSpec, channel: Any, inbox: Any) -> None:
+        channel.send(("ready", None, ""))
+        assert channel.recv() == ("stop",)
+        time.sleep(0.3)
+        raise KeyError("never thought of")
+
+    monkeypatch.setattr(module, "work", work)
+    worker, said = module.WorkerListener("prefill"), []
+    thread = threading.Thread(target=worker.serve, args=(said.append,), daemon=True)
+    thread.start()
+    spec = WorkerSpec("prefill", "", "float32", 1, "tcp", None, 1, 1, False)
+    for _ in range(3):
+        events: queue.Queue[Any] = queue.Queue()
+        handle = module.RemoteHandle(worker.address, 30.0)
+        handle.start(spec, events.put)
+        assert events.get(timeout=30) == ("ready", None, "")
+        options = handle._connection.fileno()
+        with socket.socket(fileno=os.dup(options)) as same:
+            assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        begin = time.monotonic()
+        handle.stop()
+        assert 0.2 < time.monotonic() - begin < module.STOP_S
+        module.RemoteHandle(worker.address, 30.0).stop()  # one that only asks
+    worker.close()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert sum("KeyError: 'never thought of'" in line for line in said) == 3
+
+
+def test_senders_are_closed_when_the_server_is_lost(tiny: CausalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anabranch.serving import _worker_loops as module
+
+    class Lost:
+        def recv(self) -> Any:
+            raise EOFError
+
+        def send(self, event: Any) -> None:
+            if event[0] != "ready":
+                raise ConnectionError
+
+    class Sender:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    sender, inbox = Sender(), queue.Queue()
+    monkeypatch.setattr(module, "_sender", lambda _: sender)
+    inbox.put(("connect", 0, "shm:none"))
+    inbox.put(("prefill", 0, [5, 6], 0, 0))
+    spec = module.WorkerSpec("prefill", "", "float32", 1, "tcp", None, 1, 1, False)
+    with pytest.raises(ConnectionError):
+        module._prefill(spec, tiny, Lost(), inbox, "")  # type: ignore[arg-type]
+    assert sender.closed
+
+
+def test_models_that_differ_are_told_apart(tiny: CausalModel, tmp_path: Path) -> None:
+    from anabranch.language import load_causal
+    from anabranch.serving.workers import model_digest
+
+    for name in ("one", "two"):
+        tiny.model.save_pretrained(tmp_path / name)
+    one, two = (load_causal(tmp_path / name) for name in ("one", "two"))
+    assert model_digest(one) == model_digest(two)
+    with torch.no_grad():
+        next(two.model.parameters()).view(-1)[0] += 1e-3
+    assert model_digest(one) != model_digest(two)
+    other = load_causal(tmp_path / "two")
+    other.model.config.rms_norm_eps *= 2
+    assert model_digest(one) != model_digest(other)
+
+
+def test_arguments_that_remote_workers_would_not_heed(tiny: CausalModel) -> None:
+    address = f"tcp://127.0.0.1:1/{'00' * 16}"
+    for name, value in (("n_prefill", 2), ("n_decode", 3), ("threads", 2), ("transport", "ray")):
+        with pytest.raises(ValueError, match=f"{name}: workers that run already have their own"):
+            PhaseSplitServer(tiny, workers=[address], **{name: value})  # type: ignore[arg-type]
+
+
+def test_keys_are_kept(tmp_path: Path) -> None:
+    from anabranch.serving._worker_command import _key
+    from anabranch.serving.transports import parse_tcp
+
+    file, secret = tmp_path / "key", "ab" * 16
+    file.write_text(secret + "\n")
+    file.chmod(0o600)
+    assert _key(file) == bytes.fromhex(secret)
+    file.chmod(0o640)
+    with pytest.raises(ValueError, match=r"--key-file .*: others than its owner may use it"):
+        _key(file)
+    file.chmod(0o600)
+    for text in ("ab" * 15, "xy" * 16):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"--key-file .*: expected 32 hex digits") as refused:
+            _key(file)
+        assert text not in str(refused.value)
+    with pytest.raises(ValueError, match=r"--key-file .*No such file"):
+        _key(tmp_path / "none")
+    for address in (f"http://host:1/{secret}", f"tcp://host/{secret}", f"tcp://{secret}", f"tcp://[{secret}"):
+        with pytest.raises(ValueError, match="expected tcp://HOST:PORT/KEY") as refused:
+            parse_tcp(address)
+        assert secret not in str(refused.value)

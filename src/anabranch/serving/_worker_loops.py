@@ -23,7 +23,7 @@ from anabranch.serving.transports import (
     TcpSender,
     TransportClosed,
 )
-from anabranch.serving.workers import DecodeWorker, PrefillWorker, stop_tokens
+from anabranch.serving.workers import DecodeWorker, PrefillWorker, model_digest, stop_tokens
 
 Message = tuple[Any, ...]
 STOP: Message = ("stop",)
@@ -44,6 +44,7 @@ class WorkerSpec:
     checksums: bool
     host: str = "127.0.0.1"
     rings: tuple[str, ...] = field(default=())  # of a decode worker: one a prefill worker
+    digest: bool = False  # tell which model it is, where each worker has its own
 
 
 @runtime_checkable
@@ -62,14 +63,15 @@ def work(spec: WorkerSpec, channel: Channel, inbox: queue.Queue[Message], receiv
         torch.set_num_threads(spec.threads)
         loaded = load_causal(spec.path, dtype=getattr(torch, spec.dtype))
         PrefillWorker(loaded)  # refuses models whose layers it cannot find
+        digest = model_digest(loaded) if spec.digest else ""
     except Exception as error:
         channel.send(("broken", f"{type(error).__name__}: {error}"))
         return
     try:
         if spec.role == "prefill":
-            _prefill(spec, loaded, channel, inbox)
+            _prefill(spec, loaded, channel, inbox, digest)
         elif spec.role == "decode":
-            _decode(spec, loaded, channel, inbox, receiver)
+            _decode(spec, loaded, channel, inbox, receiver, digest)
         else:
             _both(spec, loaded, channel, inbox)
     except (ConnectionError, EOFError):  # the server is gone
@@ -77,23 +79,33 @@ def work(spec: WorkerSpec, channel: Channel, inbox: queue.Queue[Message], receiv
 
 
 def _read(channel: Channel, inbox: queue.Queue[Message]) -> None:
-    while True:
+    message: Message = ()
+    while message != STOP:
         try:
-            inbox.put(channel.recv())
+            message = channel.recv()
         except (EOFError, OSError):
-            inbox.put(STOP)
-            return
+            message = STOP
+        inbox.put(message)
 
 
-def _prefill(spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: queue.Queue[Message]) -> None:
+def _prefill(spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: queue.Queue[Message], digest: str) -> None:
     worker, stops = PrefillWorker(loaded, chunk=spec.chunk), stop_tokens(loaded)
     senders: dict[int, KvSender] = {}
-    channel.send(("ready", None))
+    try:
+        channel.send(("ready", None, digest))
+        _prefill_until_stop(spec, worker, stops, senders, channel, inbox)
+    finally:  # also when the server is lost
+        for one in senders.values():
+            one.close()
+
+
+def _prefill_until_stop(
+    spec: WorkerSpec, worker: PrefillWorker, stops: frozenset[int], senders: dict[int, KvSender], channel: Channel,
+    inbox: queue.Queue[Message],
+) -> None:  # fmt: skip
     while True:
         kind, *rest = inbox.get()
         if kind == "stop":
-            for one in senders.values():
-                one.close()
             return
         if kind == "connect":
             target, address = rest
@@ -137,7 +149,7 @@ def _sender(address: Any) -> KvSender:
 
 
 def _decode(
-    spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: queue.Queue[Message], receiver: Any
+    spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: queue.Queue[Message], receiver: Any, digest: str
 ) -> None:
     worker = DecodeWorker(loaded)
     address = None
@@ -153,7 +165,7 @@ def _decode(
     else:
         receiver.deliver = deliver
     try:
-        channel.send(("ready", address))
+        channel.send(("ready", address, digest))
         _decode_until_stop(spec, worker, channel, inbox, receiver)
     finally:
         receiver.close()
@@ -208,7 +220,7 @@ def _both(spec: WorkerSpec, loaded: CausalModel, channel: Channel, inbox: queue.
     waiting: deque[tuple[int, list[int], int]] = deque()
     cache: Any = None
     read, spent = 0, 0.0  # pieces of the first waiting prompt, and the time they took
-    channel.send(("ready", None))
+    channel.send(("ready", None, ""))
     while True:
         for kind, *rest in _drain(inbox, len(decode) == 0 and not waiting):
             if kind == "stop":

@@ -188,9 +188,14 @@ def simulate(
     speed: Annotated[float, typer.Option(help="Of the trace: 2 halves the time between arrivals.")] = 1.0,
     fail: Annotated[
         list[str] | None,
-        typer.Option(metavar="SECONDS:MACHINE", help="A machine (numbered over the pools) fails; may be repeated."),
+        typer.Option(
+            metavar="SECONDS:MACHINE",
+            help="A machine (numbered over the pools) fails, so long after the first arrival, at --speed; may be repeated.",
+        ),
     ] = None,
-    max_time: Annotated[float | None, typer.Option(help="When to stop, in seconds of the trace.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="When to stop: seconds since the first arrival, at --speed.")
+    ] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Leave out requests that no machine can hold.")] = False,
     ttft: Annotated[str, typer.Option(help="Time to the first token.", rich_help_panel=_LIMITS)] = "2,3,6",
     tbt: Annotated[str, typer.Option(help="Time between tokens.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
@@ -272,10 +277,15 @@ def worker(
     threads: Annotated[int, typer.Option(help="Of the processor.", min=1)] = 1,
     key_file: Annotated[
         Path | None,
-        typer.Option(help="File with the key of its address (32 hex digits); without, a new one is printed."),
+        typer.Option(
+            help="File with the key of its address (32 hex digits), which others may not read; without, a new one is printed."
+        ),
     ] = None,
 ) -> None:
     """Run one worker of a split server; prints the address for ``PhaseSplitServer(model, workers=[...])``, then works.
+
+    Only the handshake uses the key: messages are pickles, neither encrypted nor authenticated, so use a trusted network or
+    a tunnel. A decode worker listens on a second, random port, for caches.
 
     anabranch serving worker --role decode --listen 10.0.0.7:7000 --model SmolLM2-135M-Instruct.gguf
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +31,7 @@ class _Worker:
     handle: Handle = field(init=False)  # needs the worker first, for its events
     ready: bool = False
     address: Any = None
+    digest: str = ""  # of its model, where it has its own
     rings: list[ShmRing] = field(default_factory=list)
     pending: int = 0  # prompt tokens to read, or tokens of the caches it holds or expects
     jobs: set[int] = field(default_factory=set)  # attempts
@@ -59,7 +62,8 @@ class _Server:
         for name, value in (*roles.items(), ("threads", threads), ("max_batch", max_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        remote = connect_workers(list(workers)) if workers else []
+        begin = time.monotonic()
+        remote = connect_workers(list(workers), start_timeout_s) if workers else []
         if remote:
             roles = {role: sum(one.role == role for one in remote) for role in roles}
         self.lost: list[str] = []
@@ -89,7 +93,7 @@ class _Server:
                 for role, count in roles.items():
                     for index in range(count):
                         self._start(role, index)
-        self._wait_until_ready(start_timeout_s)
+        self._wait_until_ready(start_timeout_s, begin)
 
     def submit(self, prompt_ids: Sequence[int], max_new_tokens: int) -> TokenStream:
         """Ask for up to ``max_new_tokens`` greedy tokens after ``prompt_ids``; the stream gives them as they come.
@@ -145,24 +149,30 @@ class _Server:
             counts[handle.role] += 1
             self._workers.append(worker)
         for worker, handle in zip(self._workers, remote, strict=True):
-            handle.start(WorkerSpec(role=worker.role, **self._spec), partial(self._event, worker))
+            handle.start(WorkerSpec(role=worker.role, digest=True, **self._spec), partial(self._event, worker))
 
-    def _wait_until_ready(self, timeout_s: float) -> None:
+    def _wait_until_ready(self, timeout_s: float, begin: float) -> None:
         with self._started:
-            done = self._started.wait_for(lambda: self._fault or all(one.ready for one in self._workers), timeout_s)
+            done = self._started.wait_for(
+                lambda: self._fault or all(one.ready for one in self._workers),
+                max(0.0, begin + timeout_s - time.monotonic()),
+            )
             fault = self._fault or ("" if done else f"the workers were not ready after {timeout_s:.0f} s")
         if fault:
             self.close()
             raise ServingError(fault)
 
-    def _ready(self, worker: _Worker, address: Any) -> None:
-        worker.ready, worker.address = True, address
+    def _ready(self, worker: _Worker, address: Any, digest: str) -> None:
+        other = next((one for one in self._workers if one.ready and one.digest != digest), None)
+        if other is not None:
+            pair = (f"{one.role} worker at {getattr(one.handle, 'name', '?')}" for one in (other, worker))
+            return self._fail(f"{' and '.join(pair)} have different models: expected copies of one")
+        worker.ready, worker.address, worker.digest = True, address, digest
         if worker.role == "decode" and self._transport == "ray":
             worker.address = worker.handle.actor  # type: ignore[attr-defined]
         for one in self._workers:  # whom it may talk to
-            pair = (worker, one) if worker.role == "prefill" else (one, worker)
-            if pair[0].role == "prefill" and pair[1].role == "decode" and one.ready:
-                source, target = pair
+            source, target = (worker, one) if worker.role == "prefill" else (one, worker)
+            if source.role == "prefill" and target.role == "decode" and one.ready:
                 address = f"shm:{target.rings[source.index].name}" if self._transport == "shm" else target.address
                 source.handle.send(("connect", target.index, address))
         self._started.notify_all()
@@ -179,20 +189,21 @@ class _Server:
         for ring in worker.rings:
             ring.shut()
         _free(worker)
+        last = f"{reason}; no other worker of its kind is left"
         if (not worker.ready and (self._restarts_left == 0 or worker.host)) or self._fault:
-            self._give_up(reason)
+            self._fail(last)
             return
         if self._restarts_left > 0 and not worker.host:
             self._restarts_left -= 1
             self._start(worker.role, worker.index)
         elif not any(one.role == worker.role for one in self._workers):
-            self._give_up(reason)
+            self._fail(last)
             return
         for job in left:
             self._restart(job)
 
-    def _give_up(self, reason: str) -> None:
-        self._fault = self._fault or f"{reason}; no other worker of its kind is left"
+    def _fail(self, reason: str) -> None:
+        self._fault = self._fault or reason
         self._fail_all(self._fault)
         self._started.notify_all()
 
@@ -257,11 +268,9 @@ class _Server:
         with self._lock:
             kind, *rest = event
             if kind == "ready":
-                self._ready(worker, rest[0])
+                self._ready(worker, *rest)
             elif kind == "broken":
-                self._fault = f"{worker.role} worker {worker.index} could not start: {rest[0]}"
-                self._fail_all(self._fault)
-                self._started.notify_all()
+                self._fail(f"{worker.role} worker {worker.index} could not start: {rest[0]}")
             elif kind == "dead":
                 self._dead(worker, rest[0])
             elif kind == "tokens":
@@ -298,8 +307,9 @@ class _Server:
     def _exposed(self, job: _Job) -> None:
         """The end of the prefill and the arrival of the cache are told by two workers, in either order."""
         hosts = {one.host for one in (job.prefill, job.decode) if one is not None}
-        if job.prefill_end_s and job.arrived_s and len(hosts) == 1:  # clocks of two hosts cannot be compared
-            job.stream.record.exposed_s = max(0.0, job.arrived_s - job.prefill_end_s)
+        if job.prefill_end_s and job.arrived_s:  # clocks of two hosts cannot be compared
+            exposed = max(0.0, job.arrived_s - job.prefill_end_s) if len(hosts) == 1 else math.nan
+            job.stream.record.exposed_s = exposed
 
     def _token(self, job: _Job, token: int, last: bool) -> None:
         job.stream._put(token)
@@ -336,7 +346,8 @@ class PhaseSplitServer(_Server):
         max_batch: sequences that a decode worker advances together.
         checksums: have both sides compute the SHA-256 of every cache, for the record.
         workers: addresses ``tcp://HOST:PORT/KEY`` of workers that run already on any host (``anabranch serving worker``), instead
-            of processes of this one: roles and threads are their own, ``transport`` is "tcp", they are not restarted.
+            of processes of this one: roles and threads are their own (an argument that says otherwise is refused), caches go over
+            "tcp", they are not restarted. Their models must be equal, by a SHA-256 of the configuration and the weights.
         ring_bytes: of each ring; at least the largest layer of the longest prompt.
 
     Attributes:
@@ -352,6 +363,12 @@ class PhaseSplitServer(_Server):
         checksums: bool = False, ring_bytes: int = 2**26, host: str = "127.0.0.1", restarts: int = 1,
         start_timeout_s: float = 300.0, workers: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        if workers:
+            given = {"n_prefill": (n_prefill, 1), "n_decode": (n_decode, 1), "threads": (threads, 1)}
+            own = [name for name, (value, default) in given.items() if value != default]
+            own += ["transport"] if transport not in ("shm", "tcp") else []
+            if own:
+                raise ValueError(f"{', '.join(own)}: workers that run already have their own, and take caches over tcp")
         super().__init__(
             model, {"prefill": n_prefill, "decode": n_decode}, threads=threads,
             transport="tcp" if workers else transport, dtype=dtype, chunk=chunk,

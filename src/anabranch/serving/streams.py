@@ -18,7 +18,8 @@ class RequestRecord:
 
     Attributes:
         prefill_s: of the whole prompt, of which ``sending_s`` were spent giving layers away.
-        exposed_s: from the end of the prefill to the whole cache at the decode worker, by this machine's clock.
+        exposed_s: from the end of the prefill to the whole cache at the decode worker, by this machine's clock; NaN between
+            hosts, whose clocks cannot be compared.
         kv_bytes: of the cache. sent_sha256, received_sha256: of its bytes, if the server was asked for checksums.
         attempts: 1 unless a worker died.
     """
@@ -33,7 +34,7 @@ class RequestRecord:
 
     @property
     def transfer_share(self) -> float:
-        """Transfer that is not hidden, over the prefill without it."""
+        """Transfer that is not hidden, over the prefill without it; NaN between hosts."""
         return (self.sending_s + self.exposed_s) / (self.prefill_s - self.sending_s)
 
 

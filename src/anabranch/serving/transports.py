@@ -278,14 +278,15 @@ def parse_tcp(address: str) -> tuple[str, int, bytes]:
     """
     from urllib.parse import urlsplit
 
-    parts = urlsplit(address)
     try:
-        port, key = parts.port, bytes.fromhex(parts.path.strip("/"))
+        parts = urlsplit(address)
+        port, host, key = parts.port, parts.hostname, bytes.fromhex(parts.path.strip("/"))
     except ValueError:
-        port, key = None, b""
-    if parts.scheme != "tcp" or not parts.hostname or port is None or len(key) != _KEY_BYTES:
-        raise ValueError(f"address={address!r}: expected tcp://HOST:PORT/KEY with a key of {2 * _KEY_BYTES} hex digits")
-    return parts.hostname, port, key
+        port, host, key = None, None, b""
+    if not address.startswith("tcp://") or not host or port is None or len(key) != _KEY_BYTES:
+        # Part of it may be a key: it is not shown.
+        raise ValueError(f"address: expected tcp://HOST:PORT/KEY with a key of {2 * _KEY_BYTES} hex digits")
+    return host, port, key
 
 
 def _exactly(connection: socket.socket, size: int) -> bytearray:

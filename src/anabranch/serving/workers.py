@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from torch import nn
 from anabranch.language import CausalModel
 from anabranch.serving.kv_buffers import KvBuffers, LayerBuffer, kv_from_buffers, kv_to_buffers, layer_buffer
 
+_OF_THE_COPY = ("_name_or_path", "transformers_version")
 OnLayer = Callable[[int, int, LayerBuffer], None]  # layer, layers, its keys and values
 
 
@@ -23,6 +26,18 @@ def stop_tokens(loaded: CausalModel) -> frozenset[int]:
     if found is None:
         found = loaded.config.eos_token_id
     return frozenset([found] if isinstance(found, int) else found or ())
+
+
+def model_digest(loaded: CausalModel) -> str:
+    """SHA-256 of the configuration and of all weights with their names, shapes and types: equal for copies of one model, wherever
+    they lie. O(bytes of the weights)."""
+    found = hashlib.sha256()
+    config = {key: value for key, value in loaded.model.config.to_dict().items() if key not in _OF_THE_COPY}
+    found.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(loaded.model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def device_of(loaded: CausalModel) -> torch.device:
