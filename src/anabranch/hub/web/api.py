@@ -104,7 +104,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _count(value: Any) -> int:
+def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
@@ -120,7 +120,7 @@ def _item(entry: Entry, raw: dict[str, Any], votes: int, counts: dict[str, int])
     ]
     paper = {
         **inner, "id": key, "title": entry.title, "summary": summary, "authors": authors,
-        "publishedAt": published, "submittedOnDailyAt": listed, "upvotes": _count(inner.get("upvotes")) + votes,
+        "publishedAt": published, "submittedOnDailyAt": listed, "upvotes": _whole(inner.get("upvotes")) + votes,
     }  # fmt: skip
     if entry.paper is not None:
         paper |= {"ai_summary": entry.paper.summary, "projectPage": f"/papers/{entry.paper.slug}"}
