@@ -24,20 +24,25 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but the loopback asks for a token.")
+        str, typer.Option(help="Address to listen on; others than the loopback ask for a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Runs at once; more than one refuses timing claims.")] = 1,
     on: Annotated[str, typer.Option(help="Where runs go: here, ray, ray:N or ray:ADDRESS.")] = "here",
-    name: Annotated[list[str] | None, typer.Option(help="A further host name it answers to; may be repeated.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further host name, behind a proxy; a token is asked for.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="All may read, vote, subscribe; runs need the token.")
+    ] = False,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the page: find papers, run them, watch, read the verdicts."""
     from anabranch.hub.serving import serve as start
 
     start(
-        host=host, port=port, workers=workers, on=on, names=tuple(name or ()), open_browser=browser,
-        say=lambda text: typer.echo(text),
+        host=host, port=port, workers=workers, on=on, names=tuple(name or ()), public=public,
+        open_browser=browser, say=lambda text: typer.echo(text),
     )  # fmt: skip
 
 

@@ -19,13 +19,15 @@ def serve(
     workers: int = 1,
     on: str = "here",
     names: tuple[str, ...] = (),
+    public: bool = False,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve the page until Ctrl-C. On the loopback it asks for nothing; elsewhere for a token, which is said once.
 
     Args:
-        names: further host names under which it answers (behind a proxy).
+        names: further host names under which it answers, behind a proxy: so others reach it, and the token is asked for.
+        public: everybody may read, vote and subscribe; only who starts, cancels or repeats runs needs the token.
         on: where runs go: ``here``, ``ray`` or ``ray:ADDRESS``.
 
     Raises:
@@ -43,14 +45,15 @@ def serve(
         raise LabError(f"the page needs {error.name}: pip install 'anabranch[hub]'") from error
     if on != "here" and on.partition(":")[0] != "ray":
         raise LabError(f"--on {on}: runs of the page go here, or to ray, ray:N or ray:ADDRESS")
-    token = None if is_loopback(host) else secrets.token_urlsafe(24)
+    token = None if is_loopback(host) and not names and not public else secrets.token_urlsafe(24)
     listener = _listen(host, port)
     port = listener.getsockname()[1]
     hosts = LOOPBACK | {host, *names} | ({"*"} if host in ("0.0.0.0", "::") and not names else set())
     site = Site()
     site.known()  # what the first page needs is read before anybody can ask
     site.results()
-    app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts))
+    access: Any = "public" if public else "login"
+    app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts), access=access)
     shown = f"http://{'localhost' if is_loopback(host) else host}:{port}/" + (f"?token={token}" if token else "")
     say(f"anabranch is at {shown}  (Ctrl-C ends it)")
     if open_browser:

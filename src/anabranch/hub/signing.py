@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
+import tempfile
 from pathlib import Path
-
-from anabranch.lab.runs import write_atomically
 
 
 def load_secret(path: Path) -> bytes:
@@ -16,11 +16,22 @@ def load_secret(path: Path) -> bytes:
         secret = path.read_bytes()
     except FileNotFoundError:
         secret = b""
-    if len(secret) < 32:
-        secret = secrets.token_bytes(32)
-        write_atomically(path, secret)
-        path.chmod(0o600)
-    return secret
+    if len(secret) >= 32:
+        return secret
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # readable by its owner only, from the first byte
+    with os.fdopen(made, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    try:
+        if secret:  # what is there is no key
+            Path(name).replace(path)
+        else:
+            os.link(name, path)  # of two first starts the first one's key stays
+    except FileExistsError:
+        pass
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path.read_bytes()
 
 
 def sign(secret: bytes, purpose: str, text: str) -> str:

@@ -95,7 +95,7 @@ def window_of(kind: Window, text: str) -> tuple[date, date]:
             return first, first + timedelta(days=7)
         first = date.fromisoformat(f"{text}-01")
         return first, date(first.year + first.month // 12, first.month % 12 + 1, 1)
-    except ValueError:
+    except (ValueError, OverflowError):
         form = {"day": "2026-11-28", "week": "2026-W48", "month": "2026-11"}[kind]
         raise ValueError(f"{kind}={text!r}: expected a {kind} such as {form}") from None
 

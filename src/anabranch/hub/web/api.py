@@ -100,19 +100,27 @@ def _items(site: Site, entries: list[Entry]) -> list[dict[str, Any]]:
     ]
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _item(entry: Entry, raw: dict[str, Any], votes: int, counts: dict[str, int]) -> dict[str, Any]:
     """An item of the feed. Fields that we know better replace those of the JSON that was imported; the rest of it stays."""
     inner = raw["paper"] if isinstance(raw.get("paper"), dict) else {}
     published, listed = _moment(entry.published), _moment(entry.listed or entry.published)
     summary = entry.abstract or (entry.paper.summary if entry.paper else "")
     key = entry.arxiv or entry.slug or f"entry-{entry.id}"
-    known = {str(person.get("name")): person for person in inner.get("authors") or [] if isinstance(person, dict)}
+    known = {str(person.get("name")): person for person in _list(inner.get("authors")) if isinstance(person, dict)}
     authors = [
         known.get(name) or {"_id": f"{key}-{i}", "name": name, "hidden": False} for i, name in enumerate(entry.authors)
     ]
     paper = {
         **inner, "id": key, "title": entry.title, "summary": summary, "authors": authors,
-        "publishedAt": published, "submittedOnDailyAt": listed, "upvotes": int(inner.get("upvotes") or 0) + votes,
+        "publishedAt": published, "submittedOnDailyAt": listed, "upvotes": _whole(inner.get("upvotes")) + votes,
     }  # fmt: skip
     if entry.paper is not None:
         paper |= {"ai_summary": entry.paper.summary, "projectPage": f"/papers/{entry.paper.slug}"}

@@ -24,7 +24,7 @@ from anabranch.hub.site import Site
 from anabranch.hub.subscriptions import Subscriptions
 from anabranch.hub.web import api, mails, pages, runs
 from anabranch.hub.web.context import Context, context_of
-from anabranch.hub.web.safety import LOOPBACK, BodyTooLarge, Guard
+from anabranch.hub.web.safety import HEADERS, LOOPBACK, Access, BodyTooLarge, BodyTooSlow, Guard
 from anabranch.lab import LabError
 from anabranch.lab.places import home
 
@@ -37,6 +37,7 @@ def create_app(
     *,
     token: str | None = None,
     hosts: frozenset[str] = LOOPBACK,
+    access: Access = "login",
     config: HubConfig | None = None,
 ) -> Starlette:
     """The application.
@@ -46,6 +47,7 @@ def create_app(
         queue: does the runs; it is started with the application and stopped with it.
         token: asked for once in every browser; None where only this machine can reach the page.
         hosts: names under which it answers.
+        access: whether all need the token, or only those who start runs.
         config: addresses and mail; default is ``hub.toml``.
     """
     secret = load_secret(home() / "hub.secret")
@@ -68,11 +70,12 @@ def create_app(
             *api.ROUTES,
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
-        middleware=[Middleware(Guard, secret=context.secret, token=token, hosts=hosts)],
+        middleware=[Middleware(Guard, secret=context.secret, token=token, hosts=hosts, access=access)],
         exception_handlers={
             HTTPException: _http_error,
             LabError: _lab_error,
             BodyTooLarge: _too_large,
+            BodyTooSlow: _too_slow,
             Exception: _bug,
         },
         lifespan=lifespan,
@@ -82,7 +85,7 @@ def create_app(
 
 
 def _wants_json(request: Request) -> bool:
-    return request.url.path.startswith("/api/") or "application/json" in request.headers.get("accept", "")
+    return str(request.scope["path"]).startswith("/api/") or "application/json" in request.headers.get("accept", "")
 
 
 def _error(request: Request, status: int, title: str, text: str) -> Response:
@@ -106,7 +109,12 @@ async def _too_large(request: Request, error: Exception) -> Response:
     return PlainTextResponse("the body is too large", 413)
 
 
+async def _too_slow(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("the body did not come in time", 408, {"connection": "close"})
+
+
 async def _bug(request: Request, error: Exception) -> Response:
-    return _error(
-        request, 500, "It did not work", f"{type(error).__name__}: an error of ours; the server's log says more."
-    )
+    text = f"{type(error).__name__}: an error of ours; the server's log says more."
+    answer = _error(request, 500, "It did not work", text)
+    answer.headers.update(HEADERS)  # it is made outside the guard
+    return answer

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from anabranch.hub.site import Version
 from anabranch.hub.web.context import context_of
 
-Key = tuple[str, str, Version, tuple[int, int] | None]  # path, query, state of the catalogue, state of the trends
+Key = tuple[str, bytes, Version, tuple[int, int] | None]  # path, query, state of the catalogue, state of the trends
 _KEPT, _CLOCK_S = 200, 30
 
 
@@ -44,8 +44,10 @@ def kept(*, trend: bool = False) -> Callable[[Callable[[Request], Response]], Ca
             if "q" in request.query_params:
                 return await run_in_threadpool(page, request)
             context = context_of(request)
-            trends = (context.site.ended.edition(), int(time.time() / _CLOCK_S)) if trend else None
-            key = (request.url.path, request.url.query, context.site.version, trends)
+            trends = None
+            if trend:
+                trends = (await run_in_threadpool(context.site.ended.edition), int(time.time() / _CLOCK_S))
+            key = (request.scope["path"], request.scope["query_string"], context.site.version, trends)
             found = context.pages.get(key)
             if found is None:
                 found = await _made(context.pages, context.making, key, page, request)
@@ -82,7 +84,9 @@ async def _made(
 
 
 async def _make(page: Callable[[Request], Response], request: Request) -> Kept | Response:
-    answer = await run_in_threadpool(page, request)
+    # What one reader alone may see is taken away, so that a page that shows it fails and is not kept for others.
+    of_all = {key: value for key, value in request.scope.items() if key not in ("csrf", "session_id", "voter")}
+    answer = await run_in_threadpool(page, Request(of_all))
     if answer.status_code != 200:
         return answer
     body = bytes(answer.body)

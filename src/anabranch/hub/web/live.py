@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from anabranch.lab.events import read_events
+from starlette.concurrency import run_in_threadpool
+
+from anabranch.lab import LabError
 from anabranch.lab.runs import read_run
 
 _POLL_S = 0.2
@@ -26,6 +30,7 @@ class Tail:
         self.listeners = 0
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
+        self._read_bytes = 0
 
     async def follow(self, after: int) -> AsyncIterator[bytes]:
         """Events with a number above ``after``, each once and in order, until the run has ended."""
@@ -57,28 +62,55 @@ class Tail:
         return at < len(self.lines) or self.over
 
     async def _read(self) -> None:
-        size, idle = -1, 0
+        idle = 0
         while not self.over:
-            try:
-                now = (self.folder / "events.jsonl").stat().st_size
-            except FileNotFoundError:
-                now = 0
-            found = read_events(self.folder / "events.jsonl", after=len(self.lines) - 1) if now != size else []
-            size, idle = now, 0 if found else idle + 1
+            found = await run_in_threadpool(self._new_events)
+            idle = 0 if found else idle + 1
             ended = any(event["type"] == "end" for event in found)
-            # A run that died wrote no end: its lock tells.
-            if idle % _LOCK_EVERY == 1 and read_run(self.folder).state not in ("running", "queued"):
-                found = read_events(self.folder / "events.jsonl", after=len(self.lines) - 1)
-                ended = True
+            # A run that died wrote no end: its lock tells. One whose log is damaged or gone has nothing more to say.
+            state = None
+            if ended or idle % _LOCK_EVERY == 1:
+                state = await run_in_threadpool(_state, self.folder)
+                ended = state not in ("running", "queued")
+            if ended:
+                found += await run_in_threadpool(self._new_events)
             if found or ended:
                 self.lines += [_line(event) for event in found]
                 if ended:
-                    state = read_run(self.folder).state
                     self.lines.append(_text(len(self.lines), "over", json.dumps({"state": state})))
                     self.over = True
                 async with self._changed:
                     self._changed.notify_all()
             await asyncio.sleep(_POLL_S)
+
+    def _new_events(self) -> list[dict[str, Any]]:
+        """What has come since the last look; every byte of the log is read once."""
+        try:
+            with (self.folder / "events.jsonl").open("rb") as log:
+                log.seek(self._read_bytes)
+                raw = log.read()
+        except FileNotFoundError:
+            return []
+        whole, newline, _ = raw.rpartition(b"\n")  # what follows the last newline is not whole yet
+        self._read_bytes += len(whole) + len(newline)
+        found = []
+        for line in whole.split(b"\n") if newline else []:
+            try:
+                event = json.loads(line)
+                event["n"], event["type"]
+            except (ValueError, KeyError, TypeError):
+                break  # `_state` says that the run is damaged
+            found.append(event)
+        return found
+
+
+def _state(folder: Path) -> str:
+    try:
+        return read_run(folder).state
+    except LabError:
+        return "damaged"
+    except FileNotFoundError:
+        return "removed"
 
 
 class Tails:
@@ -88,15 +120,17 @@ class Tails:
         self._tails: dict[Path, Tail] = {}
 
     async def follow(self, folder: Path, after: int) -> AsyncIterator[bytes]:
-        for known, tail in list(self._tails.items()):
-            if tail.listeners == 0:
-                del self._tails[known]
         tail = self._tails.setdefault(folder, Tail(folder))
-        async for piece in tail.follow(after):
-            yield piece
+        try:
+            async with aclosing(tail.follow(after)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            if tail.listeners == 0 and self._tails.get(folder) is tail:
+                del self._tails[folder]
 
 
-def _line(event: dict[str, object]) -> bytes:
+def _line(event: dict[str, Any]) -> bytes:
     return _text(int(str(event["n"])), str(event["type"]), json.dumps(event, ensure_ascii=False))
 
 

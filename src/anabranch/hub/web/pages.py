@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from itertools import islice
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -57,7 +58,7 @@ def trending(request: Request) -> Response:
 def window(request: Request) -> Response:
     """``/papers/date/2026-11-28``, ``/papers/week/2026-W48``, ``/papers/month/2026-11``; without, the newest."""
     site = context_of(request).site
-    word = request.url.path.split("/")[2]
+    word = str(request.scope["path"]).split("/")[2]
     kind: Window = WINDOWS[word]
     text = request.path_params.get("text")
     if text is None:
@@ -75,7 +76,7 @@ def paper(request: Request) -> Response:
     context, entry = context_of(request), _entry(request)
     card = context.site.cards([entry])[0]
     similar = context.site.cards(context.site.similar(entry))
-    voted = context.site.votes.has(entry.id or -1, request.scope["session_id"])
+    voted = context.site.votes.has(entry.id or -1, request.scope["voter"])
     shared: dict[str, Any] = {"entry": entry, "card": card, "similar": similar, "voted": voted, "title": entry.title}
     if entry.paper is None:
         return context.render(request, "entry.html.j2", **shared)
@@ -106,9 +107,9 @@ def markdown(request: Request) -> Response:
 
 
 async def vote(request: Request) -> Response:
-    context, entry = context_of(request), _entry(request)
     await checked_form(request)
-    context.site.votes.toggle(entry.id or -1, request.scope["session_id"])
+    entry = await run_in_threadpool(_entry, request)
+    await run_in_threadpool(context_of(request).site.votes.toggle, entry.id or -1, request.scope["voter"])
     return RedirectResponse(f"/papers/{request.path_params['key']}", 303)
 
 
@@ -138,8 +139,11 @@ async def login(request: Request) -> Response:
     context = context_of(request)
     if request.method == "POST":
         form = await checked_form(request)
-        return RedirectResponse(f"/?token={quote(form.get('token', ''))}", 303)
-    return context.render(request, "login.html.j2", title="Log in")
+        if request.scope["guard"].is_token(form.get("token", "")):
+            answer: Response = request.scope["guard"].log_in()
+            return answer
+    wrong = request.method == "POST"
+    return context.render(request, "login.html.j2", title="Log in", wrong=wrong, status=403 if wrong else 200)
 
 
 def health(request: Request) -> Response:
@@ -161,8 +165,9 @@ async def checked_form(request: Request) -> dict[str, str]:
     return fields
 
 
-def _context(request: Request) -> Any:
-    return request.app.state.context
+def is_count(text: str) -> bool:
+    """Whether a parameter is a number of at most nine plain digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def _entry(request: Request) -> Entry:
@@ -177,8 +182,8 @@ def _feed(
 ) -> Response:
     context = context_of(request)
     number = request.query_params.get("page", "1")
-    if not number.isdigit() or int(number) < 1:
-        raise HTTPException(400, f"page={number!r}: expected 1 or more")
+    if not is_count(number) or int(number) < 1:
+        raise HTTPException(400, f"page={number!r}: expected a number from 1 on")
     begin = (int(number) - 1) * PAGE_SIZE
     shown = context.site.cards(list(islice(entries, begin, begin + PAGE_SIZE)))
     return context.render(

@@ -43,9 +43,11 @@ class Renderer:
         return HTMLResponse(self.text(request, name, status=status, **values), status)
 
     def text(self, request: Request, name: str, **values: Any) -> str:
-        path = request.url.path
+        path = request.scope["path"]
+        if "csrf" in request.scope:  # it is not where a page is made for everybody
+            values["csrf"] = request.scope["csrf"]
         return self._environment.get_template(name).render(
-            csrf=request.scope["csrf"], path=path, tabs=TABS, query=values.pop("query", ""), **values
+            path=path, tabs=TABS, query=values.pop("query", ""), **values
         )
 
 

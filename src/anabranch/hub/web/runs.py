@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -13,7 +12,7 @@ from starlette.routing import Route
 
 from anabranch.hub.run_queue import PAGE
 from anabranch.hub.web.context import context_of
-from anabranch.hub.web.pages import checked_form
+from anabranch.hub.web.pages import checked_form, is_count
 from anabranch.lab import LabError, Run, find_run, list_runs
 from anabranch.lab.compare import compare_runs
 from anabranch.lab.discover import find_paper
@@ -40,8 +39,8 @@ async def start(request: Request) -> Response:
     """Queue a run of a catalogue paper; settings come as ``set.NAME`` fields and are validated before anything is made."""
     context, form = context_of(request), await checked_form(request)
     seed = form.get("seed", "0")
-    if not seed.isdigit():
-        raise HTTPException(400, f"seed={seed!r}: expected a whole number of 0 or more")
+    if not is_count(seed):
+        raise HTTPException(400, f"seed={seed!r}: expected a whole number from 0 to 999999999")
     settings = {name.removeprefix("set."): value for name, value in form.items() if name.startswith("set.") and value}
     run_id = await run_in_threadpool(
         context.queue.submit, form.get("slug", ""), form.get("scale", "smoke"), seed=int(seed), settings=settings
@@ -72,7 +71,7 @@ def show(request: Request) -> Response:
     return context.render(
         request, "run.html.j2", run=run, paper=paper, expected=expected, claims=claims_of_run(paper, run),
         curves=[curve_of(name, points) for name, points in run.series.items()], command=reproduce_command(run),
-        log=_log_tail(run.folder), last=run.events[-1]["n"] if run.events else -1, others=others,
+        log=_log_tail(run.folder), others=others,
         ours=run.header.get("executor") == PAGE, title=f"{run.slug} - run", artefacts=_artefacts(run),
         position=_position(run),
     )  # fmt: skip
@@ -90,7 +89,10 @@ def artefact(request: Request) -> Response:
     """A file of the run's ``artefacts`` folder, and of no other."""
     run = _run(request)
     root = (run.folder / "artefacts").resolve()
-    path = (root / request.path_params["name"]).resolve()
+    try:
+        path = (root / request.path_params["name"]).resolve()
+    except ValueError:  # no name of a file: it holds a null
+        path = root
     if not path.is_relative_to(root) or not path.is_file():
         raise HTTPException(404, "That file is not in the run's folder.")
     kind = _SHOWN.get(path.suffix)
@@ -106,8 +108,10 @@ async def events(request: Request) -> Response:
     given = request.headers.get("last-event-id") or request.query_params.get("after", "-1")
     try:
         after = int(given)
+        if after < -1:
+            raise ValueError
     except ValueError:
-        raise HTTPException(400, f"after={given!r}: expected the number of an event") from None
+        raise HTTPException(400, f"after={given!r}: expected the number of an event, from -1 on") from None
     return StreamingResponse(
         context_of(request).tails.follow(run.folder, after),
         media_type="text/event-stream",
@@ -115,11 +119,16 @@ async def events(request: Request) -> Response:
     )
 
 
+def log(request: Request) -> Response:
+    """The end of what the run has printed, for a page that watches it."""
+    return Response(_log_tail(_run(request).folder), media_type="text/plain; charset=utf-8")
+
+
 def compare(request: Request) -> Response:
     """``/compare?runs=a,b``: two runs side by side."""
-    names = [name for name in request.query_params.get("runs", "").split(",") if name]
+    names = [name for given in request.query_params.getlist("runs") for name in given.split(",") if name]
     if len(names) != 2:
-        raise HTTPException(400, "Name two runs: /compare?runs=FIRST,SECOND")
+        raise HTTPException(400, f"Two runs are compared, and {len(names)} were chosen: tick two of the list of runs.")
     first, second = (_found(name) for name in names)
     return context_of(request).render(request, "compare.html.j2", found=compare_runs(first, second), title="Two runs")
 
@@ -132,10 +141,6 @@ def api_runs(request: Request) -> Response:
 def api_run(request: Request) -> Response:
     run = _run(request)
     return JSONResponse(to_jsonable({**run.as_dict(), "folder": run.id, "events": run.events}))
-
-
-def _context(request: Request) -> Any:
-    return request.app.state.context
 
 
 def _run(request: Request) -> Run:
@@ -181,6 +186,7 @@ ROUTES = [
     Route("/runs/{run}/cancel", cancel, methods=["POST"]),
     Route("/runs/{run}/again", again, methods=["POST"]),
     Route("/runs/{run}/report", report),
+    Route("/runs/{run}/log", log),
     Route("/runs/{run}/artefacts/{name:path}", artefact),
     Route("/compare", compare),
     Route("/api/runs", api_runs),

@@ -24,7 +24,7 @@
   if (!run || !["queued", "running"].includes(run.dataset.state)) return;
   const byId = (id) => document.getElementById(id);
   const expected = Number(run.dataset.expected) || 0;
-  const source = new EventSource("/api/runs/" + run.dataset.run + "/events?after=" + run.dataset.last);
+  const source = new EventSource("/api/runs/" + run.dataset.run + "/events"); // all of it: names say what is here already
   const number = (x) => (Math.abs(x) >= 1e4 || (x && Math.abs(x) < 1e-3) ? x.toExponential(3) : String(Number(x.toPrecision(4))));
   const make = (tag, text, kind) => Object.assign(document.createElement(tag), { textContent: text, className: kind || "" });
   let startedAt = null;
@@ -53,29 +53,39 @@
     seen(event);
   });
   on("measure", (event) => {
-    const cell = make("div", "");
-    cell.append(make("dt", event.name), make("dd", number(event.value) + " " + (event.unit || "")));
-    byId("measures").append(cell);
+    let cell = [...byId("measures").children].find((div) => div.dataset.name === event.name);
+    if (!cell) {
+      cell = byId("measures").appendChild(make("div", ""));
+      cell.dataset.name = event.name;
+    }
+    cell.replaceChildren(make("dt", event.name), make("dd", number(event.value) + " " + (event.unit || "")));
     seen(event);
   });
-  const curves = new Map();
+  const curves = new Map(), changed = new Set();
   on("series", (event) => {
     seen(event);
-    const points = curves.get(event.name) || curves.set(event.name, []).get(event.name);
-    points.push(event);
+    (curves.get(event.name) || curves.set(event.name, []).get(event.name)).push(event);
+    if (!changed.size) requestAnimationFrame(() => {
+      changed.forEach(draw);
+      changed.clear();
+    });
+    changed.add(event.name);
+  });
+  const draw = (name) => {
+    const points = curves.get(name);
     if (points.length < 2) return;
-    let figure = [...byId("curves").children].find((f) => f.dataset.name === event.name);
+    let figure = [...byId("curves").children].find((f) => f.dataset.name === name);
     if (!figure) {
       figure = byId("curves").appendChild(make("figure", "", "curve"));
-      figure.dataset.name = event.name;
+      figure.dataset.name = name;
       const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
       svg.setAttribute("viewBox", "0 0 640 180");
       svg.setAttribute("preserveAspectRatio", "none");
-      figure.append(make("figcaption", event.name), svg);
+      figure.append(make("figcaption", name), svg);
     }
     const svg = figure.querySelector("svg"), keys = [...new Set(points.flatMap((p) => Object.keys(p.values)))];
     const values = points.flatMap((p) => Object.values(p.values)).filter((v) => v !== null);
-    const low = Math.min(...values), high = Math.max(...values), first = points[0].x, last = points[points.length - 1].x;
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b)), first = points[0].x, last = points[points.length - 1].x;
     svg.replaceChildren(
       ...keys.map((key, i) => {
         const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
@@ -88,12 +98,21 @@
         return line;
       }),
     );
+  };
+  on("warning", (event) => {
+    if ([...run.querySelectorAll(".notice")].some((div) => div.textContent === event.text)) return;
+    run.insertBefore(make("div", event.text, "notice small"), byId("progress"));
   });
-  on("warning", (event) => run.insertBefore(make("div", event.text, "notice small"), byId("progress")));
   on("over", () => {
     source.close();
     location.reload(); // the finished page, with verdicts, figures and artefacts, as the server writes it
   });
+  setInterval(async () => {
+    const log = byId("log");
+    if (!log.closest("details").open) return;
+    const answer = await fetch("/runs/" + run.dataset.run + "/log");
+    if (answer.ok) log.textContent = await answer.text();
+  }, 2000);
   setInterval(() => {
     if (startedAt && expected) byId("progress").value = Math.min(0.99, (Date.now() - startedAt) / 1000 / expected);
   }, 500);
