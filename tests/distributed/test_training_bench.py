@@ -20,10 +20,12 @@ from anabranch.distributed import (
     gradient_error,
     measure_link,
     plan_pipeline,
+    prediction_error,
     profile_at,
     relative_gradient_error,
     vision_transformer_layers,
 )
+from anabranch.papers.gpipe.experiment import largest_error
 
 pytestmark = pytest.mark.xdist_group("distributed")
 cross_entropy = nn.functional.cross_entropy
@@ -175,6 +177,32 @@ def test_relative_errors_by_hand() -> None:
     assert relative_gradient_error({"a": wanted["a"], "b": torch.tensor([0.0, 2.0])}, wanted) == 2.0
     with pytest.raises(ValueError, match=r"found and wanted differ in \['b'\]"):
         relative_gradient_error({"a": wanted["a"]}, wanted)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_no_error_hides_a_nan(name: str) -> None:
+    """Python's ``max`` keeps a number that comes before a NaN."""
+    wanted = {key: torch.ones(2) for key in "abc"}
+    broken = {**wanted, name: torch.tensor([1.0, torch.nan])}
+    assert np.isnan(relative_gradient_error(broken, wanted))
+    assert np.isnan(relative_gradient_error(wanted, broken))
+    rows: list[dict[str, Any]] = [{"gpipe": 0.0, "1f1b": 0.0} for _ in "abc"]
+    rows["abc".index(name)]["1f1b"] = float("nan")
+    assert np.isnan(largest_error(rows, ("gpipe", "1f1b")))
+    assert np.isnan(prediction_error([1.0, 2.0, 3.0], [1.0 if key != name else float("nan") for key in "abc"]))
+
+
+def test_errors_of_predictions_are_shares_of_the_measured_values() -> None:
+    assert prediction_error([1.0, 3.0], [2.0, 3.0]) == 0.5  # over the predicted ones it would be 1
+    assert prediction_error([4.0, 3.0], [2.0, 3.0]) == 1.0
+    assert prediction_error([5.0], [5.0]) == 0.0
+    for predicted, measured, message in (
+        ([], [], "at least one"),
+        ([1.0], [1.0, 2.0], "as many numbers"),
+        ([1.0], [0.0], "measured must be > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prediction_error(predicted, measured)
 
 
 def sized(samples: int, fixed: float, slope: float) -> LayerProfile:

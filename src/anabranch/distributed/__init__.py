@@ -42,6 +42,7 @@ from anabranch.distributed.planning import (
     stage_memory,
     variance_balance,
 )
+from anabranch.distributed.prediction_error import prediction_error
 from anabranch.distributed.profile import LayerProfile, profile_at, profile_layers
 from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
@@ -95,6 +96,7 @@ __all__ = [
     "pipeline_from_transformers",
     "plan_pipeline",
     "predict_step",
+    "prediction_error",
     "profile_at",
     "profile_layers",
     "profile_transformer",
