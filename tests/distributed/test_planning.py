@@ -15,8 +15,10 @@ from anabranch.distributed import (
     LayerProfile,
     LocalPipeline,
     activation_memory,
+    compare_cuts,
     fill_drain,
     most_layers,
+    nearest_plan,
     plan_pipeline,
     predict_step,
     profile_layers,
@@ -165,6 +167,27 @@ def test_a_plan_knows_what_it_is_for() -> None:
         most = max(stage_costs(example(), made.balance).params)
         ring = 2 * (made.replicas - 1) * (most * 4 / made.replicas / 50.0 + 0.25)
         assert made.timeline(example()).step_s + ring == pytest.approx(made.step_s, rel=1e-12)
+
+
+def test_the_nearest_plan() -> None:
+    plans = plan_pipeline(example(), devices=2, memory_bytes=1e9, bandwidth_bytes_per_s=1e9, batch=12)
+    for wanted, found in ((1, 1), (3, 2), (7, 4), (9, 12), (100, 12)):
+        made = nearest_plan(plans, 2, wanted, "never")
+        assert abs(made.micro_batches - wanted) == abs(found - wanted)
+        assert made.step_s == min(
+            p.step_s for p in plans if (p.stages, p.checkpoint, p.micro_batches) == (2, "never", made.micro_batches)
+        )
+    with pytest.raises(ValueError, match="none with stages=3"):
+        nearest_plan(plans, 3, 1, "never")
+
+
+def test_two_objectives_of_a_cut() -> None:
+    """3, 3, 2, 2, 2: on two stages both cut 6 + 6; on three 3 | 3 + 2 | 2 + 2 is 5."""
+    rows = compare_cuts([3.0, 3.0, 2.0, 2.0, 2.0], range(1, 6))
+    assert [row["exact"] for row in rows] == [12.0, 6.0, 5.0, 4.0, 3.0]
+    assert all(row["variance over exact"] == row["least variance"] / row["exact"] >= 1 for row in rows)
+    with pytest.raises(ValueError, match="stages must be between 1 and the number of layers"):
+        compare_cuts([1.0], [2])
 
 
 class Logged(nn.Module):

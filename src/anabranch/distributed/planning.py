@@ -256,6 +256,35 @@ def plan_pipeline(
     return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, order[p.checkpoint]))
 
 
+def nearest_plan(plans: Sequence[PipelinePlan], stages: int, micro_batches: int, checkpoint: str) -> PipelinePlan:
+    """Of the plans with these stages and this recomputation, one whose number of micro-batches is nearest; the first of several.
+
+    Raises:
+        ValueError: no such plan.
+    """
+    found = [p for p in plans if (p.stages, p.checkpoint) == (stages, checkpoint)]
+    if not found:
+        raise ValueError(f"plans has none with stages={stages} and checkpoint={checkpoint!r}")
+    return min(found, key=lambda p: abs(p.micro_batches - micro_batches))
+
+
+def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> list[dict[str, float]]:
+    """The slowest stage of the exact cut (``simulation.balance``) beside that of :func:`variance_balance`; O(stages n^2) each.
+
+    Returns:
+        For every number of ``stages``: "stages", "exact", "least variance", and "variance over exact", which is >= 1.
+
+    Raises:
+        ValueError: more stages than layers.
+    """
+    values, rows = np.asarray(costs, np.float64), []
+    for k in stages:
+        cuts = variance_balance(values, k), balanced(values, k)
+        variance, exact = (float(np.add.reduceat(values, np.cumsum([0, *cut[:-1]])).max()) for cut in cuts)
+        rows.append({"stages": k, "exact": exact, "least variance": variance, "variance over exact": variance / exact})
+    return rows
+
+
 def variance_balance(costs: Sequence[float] | np.ndarray, stages: int) -> list[int]:
     """The paper's objective, least variance of the stages' costs, exactly (dynamic programme, O(stages n^2)).
 

@@ -15,7 +15,9 @@ def prediction_error(predicted: Sequence[float], measured: Sequence[float]) -> f
     """
     told, found = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     if told.shape != found.shape or told.ndim != 1 or not len(found):
-        raise ValueError(f"predicted has shape {told.shape}, measured {found.shape}: expected as many numbers, at least one")
+        raise ValueError(
+            f"predicted has shape {told.shape}, measured {found.shape}: expected as many numbers, at least one"
+        )
     if (found <= 0).any():
         raise ValueError(f"measured must be > 0, got {found.min():.4g}")
     return float(np.max(np.abs(told - found) / found))
