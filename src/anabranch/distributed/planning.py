@@ -268,7 +268,7 @@ def nearest_plan(plans: Sequence[PipelinePlan], stages: int, micro_batches: int,
     return min(found, key=lambda p: abs(p.micro_batches - micro_batches))
 
 
-def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> list[dict[str, float]]:
+def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> list[dict[str, float | int]]:
     """The slowest stage of the exact cut (``simulation.balance``) beside that of :func:`variance_balance`; O(stages n^2) each.
 
     Returns:
@@ -277,7 +277,7 @@ def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> 
     Raises:
         ValueError: more stages than layers.
     """
-    values, rows = np.asarray(costs, np.float64), []
+    values, rows = np.asarray(costs, np.float64), list[dict[str, float | int]]()
     for k in stages:
         cuts = variance_balance(values, k), balanced(values, k)
         variance, exact = (float(np.add.reduceat(values, np.cumsum([0, *cut[:-1]])).max()) for cut in cuts)

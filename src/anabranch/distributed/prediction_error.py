@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def prediction_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
+def prediction_error(predicted: Sequence[float | int], measured: Sequence[float | int]) -> float:
     """The largest ``|predicted - measured| / measured``; NaN if any number is.
 
     Raises:

@@ -68,6 +68,7 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 
 
 def training_data(settings: Settings, seed: int, split: str = "train") -> Batch:
+    """Loss curves of one process and of pipelines coincide."""
     generator = torch.Generator().manual_seed(seed)
     if settings.fashion:
         images, labels = fashion_tensors(data_folder(), split)
@@ -111,9 +112,6 @@ def exactness(lab: Lab, ranks: Ranks) -> None:
     lab.table("exactness", rows, caption="Largest relative error of the gradient of 11 samples, float64")
     worst = np.max([[row[way] for way in ways] for row in rows])  # unlike max() it never skips a NaN
     lab.measure("gradient-error", float(worst))
-
-
-# Training: loss curves of one process and of pipelines coincide.
 
 
 def training(lab: Lab, settings: Settings, bench: Bench) -> None:
@@ -166,10 +164,8 @@ def batch_norm(lab: Lab, settings: Settings, ranks: Ranks, data: Batch) -> None:
     lab.figure("batch-norm", figure, caption="Training loss of a residual network: alike, not the same")
 
 
-# Speed against the number of micro-batches.
-
-
 def speed(lab: Lab, settings: Settings, bench: Bench) -> None:
+    """Against the number of micro-batches."""
     once = partial(partial, bench.run)
     m_naive, m_single = settings.closest(8), settings.closest(16)
     arms = [("one process", 1), ("naive", 1), ("ddp", 1), *(("gpipe", m) for m in settings.micro_batches)]
@@ -198,11 +194,8 @@ def speed(lab: Lab, settings: Settings, bench: Bench) -> None:
     lab.figure("speed-up", figure, caption="Speed-up of two processes against the number of micro-batches")
 
 
-# Bubbles: measured by the clocks of both processes, beside the simulator with measured costs.
-
-
 def timelines(lab: Lab, settings: Settings, bench: Bench) -> None:
-    """Of ten steps the fastest is read, in which other programs disturbed least; how far they spread is told."""
+    """Bubbles by the clocks of both processes, beside the simulator: of ten steps the fastest is read, in which other programs disturbed least; how far they spread is told."""
     rows: list[Row] = []
     with lab.stage("timelines", total=2) as stage:
         for m in sorted({settings.closest(4), settings.closest(8)}):
@@ -228,9 +221,6 @@ def timelines(lab: Lab, settings: Settings, bench: Bench) -> None:
     lab.figure("gantt", figure, caption="One step on two processes, measured and simulated")
 
 
-# Plans: made from measured layers and a measured link, then carried out.
-
-
 def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
     """The best plan without stages, and the best of two stages for some of the numbers of micro-batches that plans may have."""
     sizes = sorted({max(1, settings.batch // m) for m in (1, 8, 32)})
@@ -252,21 +242,16 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
             rows.append({**row, "bytes": max(done.memory_bytes)})
             stage.advance(M=plan.micro_batches)
     costs = profiles[-1].forward_s + profiles[-1].backward_s
-    lab.table(
-        "cuts",
-        pp.compare_cuts(costs, range(2, min(8, len(costs)) + 1)),
-        caption=f"Slowest stage, layers as measured at {sizes[-1]} samples: two objectives",
-    )
+    caption = f"Slowest stage, layers as measured at {sizes[-1]} samples: two objectives"
+    lab.table("cuts", pp.compare_cuts(costs, range(2, min(8, len(costs)) + 1)), caption=caption)
     lab.table("plans", rows, caption=f"Plans from layers profiled at {sizes} samples, and carried out (median of 5)")
     for name, unit in (("step", "seconds"), ("memory", "bytes")):
         error = pp.prediction_error([row[f"predicted {unit}"] for row in rows], [row[unit] for row in rows])
         lab.measure(f"plan-{name}-error", error)
 
 
-# Memory: what autograd really keeps, and how deep a model fits.
-
-
 def memory(lab: Lab, settings: Settings, data: Batch) -> None:
+    """What autograd really keeps, and how deep a model fits."""
     m = min(8, settings.batch)
     even = settings.batch // m * m  # equal micro-batches, as the model of memory has them
     data = (data[0][:even].clone(), data[1][:even].clone())
@@ -312,9 +297,6 @@ def depth(lab: Lab, settings: Settings, profile: LayerProfile) -> None:
     lab.table("depth", rows, caption=f"Most residual blocks within {settings.cap_mib:g} MiB a device (model)")
     ratio = rows[2]["blocks"] / max(1, rows[0]["blocks"])
     lab.measure("depth-on-two-stages-over-one-device", ratio, unit="x", scale="log")
-
-
-# The paper's sizes, simulated.
 
 
 def capacity(lab: Lab, settings: Settings) -> None:
