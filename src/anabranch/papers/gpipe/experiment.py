@@ -195,7 +195,10 @@ def speed(lab: Lab, settings: Settings, bench: Bench) -> None:
 
 
 def timelines(lab: Lab, settings: Settings, bench: Bench) -> None:
-    """Bubbles by the clocks of both processes, beside the simulator: of ten steps the fastest is read, in which other programs disturbed least; how far they spread is told."""
+    """Bubbles by the clocks of both processes, beside the simulator with measured costs.
+
+    Of ten steps the fastest is read, in which other programs disturbed least; how far they spread is told.
+    """
     rows: list[Row] = []
     with lab.stage("timelines", total=2) as stage:
         for m in sorted({settings.closest(4), settings.closest(8)}):
