@@ -4,18 +4,28 @@ Run: ``python benchmarks/pipeline.py [--pairs 9] [--blocks 12] [--width 128] [--
 
 Two gloo processes of one thread train a vision transformer on random images, cut in the middle. Every ratio is the median
 over interleaved pairs in the same processes, with the smallest and the largest; above 1 ours is faster. Losses of ours and of
-torch are compared first. On fewer than two idle cores only the ratios to torch mean something.
+torch are compared first. On fewer than two idle cores only the ratios to torch mean something. Before that 10,000 layers of
+random costs are cut exactly for some numbers of stages, in milliseconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from functools import partial
 
+import numpy as np
 import torch
 
 from anabranch.distributed import Ranks, TrainingBench, vision_transformer_layers
 from anabranch.lab import time_pairs
+from anabranch.simulation import balance
+
+
+def timed_cut(costs: np.ndarray, stages: int) -> float:
+    begin = time.perf_counter()
+    balance(costs, stages)
+    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -23,6 +33,10 @@ def main() -> None:
     for name, value in (("pairs", 9), ("blocks", 12), ("width", 128), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
+    costs = np.random.default_rng(0).lognormal(size=10_000)
+    for stages in (2, 8, 32, 128):
+        seconds = min(timed_cut(costs, stages) for _ in range(5))
+        print(f"10,000 layers on {stages:3d} stages: cut in {1e3 * seconds:.2f} ms")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(given.batch, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (given.batch,), generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import weakref
 from typing import Any
 
 import torch
@@ -158,3 +159,56 @@ def fail_anywhere(rank: int, how: str) -> int:
 
 def add(a: int, b: int) -> int:
     return a + b + dist.get_rank() * 100 + 1000 * torch.get_num_threads()
+
+
+SLEEP_S = (0.03, 0.06)  # forward, backward
+
+
+class _Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        time.sleep(SLEEP_S[0])
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        time.sleep(SLEEP_S[1])
+        return gradients[0], gradients[0].sum()
+
+
+class Sleeper(nn.Module):
+    """Takes a known time, whatever its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Sleep.apply(x, self.weight)
+
+
+def sleepers() -> list[nn.Module]:
+    return [Sleeper() for _ in range(4)]
+
+
+def recomputations(held: Any) -> dict[tuple[str, str, int], int]:
+    """Of the last step of every pipeline that a bench has built, by (arm, checkpoint, micro-batches)."""
+    return {
+        (name, checkpoint, m): sum(did.kind == "R" for did in arm.pipeline.timeline)
+        for (name, m, _, checkpoint), arm in held.arms.items()
+        if arm.pipeline is not None
+    }
+
+
+class Watched:
+    """Counted while it lives."""
+
+    def __init__(self) -> None:
+        _WATCHED.add(self)
+
+
+_WATCHED: weakref.WeakSet[Watched] = weakref.WeakSet()
+
+
+def watching(_: Any = None) -> int:
+    return len(_WATCHED)

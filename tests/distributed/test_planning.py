@@ -15,8 +15,10 @@ from anabranch.distributed import (
     LayerProfile,
     LocalPipeline,
     activation_memory,
+    compare_cuts,
     fill_drain,
     most_layers,
+    nearest_plan,
     plan_pipeline,
     predict_step,
     profile_layers,
@@ -154,6 +156,65 @@ def test_plans_are_the_best_of_what_they_may_be() -> None:
         plan_pipeline(example(), devices=1, memory_bytes=420.0, bandwidth_bytes_per_s=1e9, batch=8)
     with pytest.raises(ValueError, match="devices must be > 0, got 0"):
         plan_pipeline(example(), devices=0, memory_bytes=1.0, bandwidth_bytes_per_s=1.0, batch=1)
+
+
+def test_a_plan_knows_what_it_is_for() -> None:
+    given = {"batch": 8, "bandwidth_bytes_per_s": 50.0, "latency_s": 0.25, "overhead_s": 0.125}
+    plans = plan_pipeline(example(), devices=4, memory_bytes=1e9, **given)  # type: ignore[arg-type]
+    assert {(p.stages > 1, p.replicas > 1) for p in plans} >= {(True, False), (False, True), (True, True)}
+    for made in plans:
+        assert {name: getattr(made, name) for name in given} == given
+        most = max(stage_costs(example(), made.balance).params)
+        ring = 2 * (made.replicas - 1) * (most * 4 / made.replicas / 50.0 + 0.25)
+        assert made.timeline(example()).step_s + ring == pytest.approx(made.step_s, rel=1e-12)
+
+
+def test_the_nearest_plan() -> None:
+    plans = plan_pipeline(example(), devices=2, memory_bytes=1e9, bandwidth_bytes_per_s=1e9, batch=12)
+    for wanted, found in ((1, 1), (3, 2), (7, 4), (9, 12), (100, 12)):
+        made = nearest_plan(plans, 2, wanted, "never")
+        assert abs(made.micro_batches - wanted) == abs(found - wanted)
+        assert made.step_s == min(
+            p.step_s for p in plans if (p.stages, p.checkpoint, p.micro_batches) == (2, "never", made.micro_batches)
+        )
+    with pytest.raises(ValueError, match="none with stages=3"):
+        nearest_plan(plans, 3, 1, "never")
+
+
+def test_two_objectives_of_a_cut() -> None:
+    """3, 3, 2, 2, 2: on two stages both cut 6 + 6; on three 3 | 3 + 2 | 2 + 2 is 5."""
+    rows = compare_cuts([3.0, 3.0, 2.0, 2.0, 2.0], range(1, 6))
+    assert [row["exact"] for row in rows] == [12.0, 6.0, 5.0, 4.0, 3.0]
+    assert all(row["variance over exact"] == row["least variance"] / row["exact"] >= 1 for row in rows)
+    with pytest.raises(ValueError, match="stages must be between 1 and the number of layers"):
+        compare_cuts([1.0], [2])
+
+
+class Logged(nn.Module):
+    def __init__(self, number: int, log: list[tuple[str, int, bool]]) -> None:
+        super().__init__()
+        self.number, self.log, self.linear = number, log, nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.log.append(("F", self.number, self.linear.weight.grad is not None))
+        out: torch.Tensor = self.linear(x)
+        if out.requires_grad:
+            out.register_hook(lambda _: self.log.append(("B", self.number, self.linear.weight.grad is not None)))
+        return out
+
+
+def test_layers_are_profiled_as_a_step_runs_them() -> None:
+    """All forwards, then all backwards; timed ones add to gradients that are there, as all micro-batches but the first do."""
+    log: list[tuple[str, int, bool]] = []
+    layers = [Logged(i, log) for i in range(3)]
+    for layer in layers:
+        layer.linear.weight.grad = torch.full((3, 3), 7.0)
+    profile_layers(layers, torch.ones(2, 3), repeats=2)
+    order = [("F", 0), ("F", 1), ("F", 2), ("B", 2), ("B", 1), ("B", 0)]
+    assert [entry[:2] for entry in log[:18]] == 3 * order
+    assert [entry[2] for entry in log[:18]] == 6 * [False] + 12 * [True]
+    assert all(layer.linear.weight.grad.eq(7.0).all() for layer in layers)  # type: ignore[union-attr]
+    assert all(layer.linear.bias.grad is None for layer in layers)
 
 
 def test_steps_and_memory_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ from torch import nn
 
 from anabranch.distributed import (
     LayerProfile,
+    PlanOutcome,
+    RankFailed,
     Ranks,
     TrainingBench,
     gradient_error,
+    launching,
     measure_link,
     plan_pipeline,
+    prediction_error,
     profile_at,
     relative_gradient_error,
     vision_transformer_layers,
@@ -115,23 +120,71 @@ def test_plans_are_carried_out(ranks: Ranks) -> None:
     profiles = [bench.profile(size, repeats=2) for size in (2, 16)]
     plans = plan_pipeline(profiles, devices=2, memory_bytes=1e12, bandwidth_bytes_per_s=1e9, batch=16)
     asked = {
-        ("gpipe", 2, 4),
-        ("gpipe-recompute", 2, 4),
-        ("1f1b", 2, 8),
-        ("1f1b-recompute", 2, 2),
-        ("ddp", 1, 1),
-        ("one process", 1, 1),
+        ("gpipe", "never", 4),
+        ("gpipe-recompute", "except_last", 4),
+        ("gpipe-recompute", "always", 4),
+        ("1f1b", "never", 8),
+        ("1f1b-recompute", "except_last", 2),
+        ("1f1b-recompute", "always", 2),
+        ("ddp", "never", 1),
+        ("one process", "never", 1),
     }
-    chosen = {(p.arm, p.stages, p.micro_batches): p for p in plans if p.checkpoint != "always"}
+    chosen = {(p.arm, p.checkpoint, p.micro_batches): p for p in plans}
     assert asked <= set(chosen)
     for key in asked:
         done = bench.carry_out(chosen[key], repeats=2)
         assert len(done.seconds) == 2
-        assert 0 < min(done.seconds) <= done.step_s <= max(done.seconds)
         # with 1F1B the first stage's inputs are views of the whole mini-batch, 16 images, which stays
         assert done.memory_bytes == pytest.approx(chosen[key].memory_bytes, rel=0.02, abs=16 * 784 * 4), key
-    with pytest.raises(ValueError, match="expected one stage and the whole mini-batch, or 2 stages"):
+    again = {"never": lambda m: 0, "except_last": lambda m: m - 1, "always": lambda m: m}
+    wanted = {key: again[key[1]](key[2]) for key in asked if key[0] not in ("ddp", "one process")}
+    for told in ranks.call(pipeline_ranks.recomputations, bench._held):
+        assert told == wanted  # what was timed recomputes what the plan does
+    with pytest.raises(
+        ValueError, match="expected one stage and the whole mini-batch without recomputation, or 2 stages"
+    ):
         bench.carry_out(next(p for p in plans if p.stages == 1 and p.micro_batches == 4))
+    with pytest.raises(ValueError, match="1 micro-batches and checkpoint='always'"):
+        bench.carry_out(chosen["one process", "always", 1])
+    with pytest.raises(ValueError, match="plan is for batch=16, expected 12"):
+        transformer_bench(ranks, batch=12).carry_out(chosen["gpipe", "never", 4])
+
+
+def test_seconds_are_those_of_layers_that_take_a_known_time(ranks: Ranks) -> None:
+    """Layers that sleep: on two stages of two layers a step is (M + 1) (2 forward + 2 backward)."""
+    forward, backward = pipeline_ranks.SLEEP_S
+    x, y = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    bench = TrainingBench(ranks, pipeline_ranks.sleepers, x, y, balance=[2, 2])
+    profiles = bench.profiles([1, 4], repeats=2)
+    for profile in profiles:
+        assert (profile.forward_s >= forward).all()
+        assert (profile.backward_s >= backward).all()
+    plans = plan_pipeline(profiles, devices=2, memory_bytes=1e12, bandwidth_bytes_per_s=1e9, batch=4)
+    plan = next(p for p in plans if (p.arm, p.micro_batches, p.balance) == ("gpipe", 2, (2, 2)))
+    least = 3 * (2 * forward + 2 * backward)
+    done = bench.carry_out(plan, repeats=3)
+    assert min(done.seconds) >= least  # nobody wakes too early
+    assert plan.step_s >= least * (1 - 1e-9)
+    assert prediction_error([plan.step_s], [min(done.seconds)]) < 0.2
+    with pytest.raises(ValueError, match="samples must be between 1 and 4, got 5"):
+        bench.profile(5)
+    with pytest.raises(ValueError, match="repeats must be >= 1, got 0"):
+        bench.profile(1, repeats=0)
+
+
+def test_the_step_of_an_outcome_is_the_median() -> None:
+    assert PlanOutcome([9.0, 1.0, 2.0], [1]).step_s == 2.0
+    assert PlanOutcome([9.0, 1.0, 2.0, 4.0], [1]).step_s == 3.0
+
+
+@pytest.mark.parametrize("batch", [3, 15])
+def test_parts_of_unequal_size_are_weighted(ranks: Ranks, batch: int) -> None:
+    bench = transformer_bench(ranks, batch=batch)
+    assert bench.run("ddp") == pytest.approx(bench.run("one process"), abs=1e-6)
+    assert relative_gradient_error(bench.gradients("ddp"), bench.gradients("one process")) < 1e-5
+    bench.release()
+    with pytest.raises(ValueError, match="forgotten"):
+        bench.run("ddp")
 
 
 def bench_layers() -> list[nn.Module]:
@@ -143,6 +196,43 @@ def test_what_processes_keep_is_theirs(ranks: Ranks) -> None:
     assert one != other
     assert ranks.call(pipeline_ranks.add, one, 0) == [1003 + 1000, 1103 + 100 + 1000]
     assert ranks.call(pipeline_ranks.add, other, 0) == [1010 + 1000, 1110 + 100 + 1000]
+
+
+def test_what_is_forgotten_is_freed(ranks: Ranks) -> None:
+    watched, other = ranks.keep(pipeline_ranks.Watched), ranks.keep(pipeline_ranks.add, 1, 2)
+    assert ranks.call(pipeline_ranks.watching) == [1, 1]
+    ranks.forget(watched)
+    assert ranks.call(pipeline_ranks.watching) == [0, 0]
+    for use in (ranks.forget, partial(ranks.call, pipeline_ranks.watching)):
+        with pytest.raises(ValueError, match="forgotten"):
+            use(watched)
+    assert ranks.call(pipeline_ranks.add, other, 0) == [1003 + 1000, 1103 + 100 + 1000]
+
+
+def test_processes_do_not_take_what_others_keep_nor_late_answers(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ranks.keep(pipeline_ranks.add, 1, 2)
+    with pytest.raises((AttributeError, PicklingError)):
+        ranks.call(lambda: 1)  # which begins nothing: the processes go on
+    with Ranks(2) as others:
+        theirs = others.keep(pipeline_ranks.add, 5, 5)
+        for one, kept in ((ranks, theirs), (others, mine)):
+            with pytest.raises(ValueError, match="kept by other processes"):
+                one.call(pipeline_ranks.add, kept, 0)
+        with pytest.raises(RankFailed, match="batch has 1 samples: 2 processes need at least one each"):
+            transformer_bench(others, batch=1).run("ddp")
+    assert ranks.call(pipeline_ranks.add, mine, 0) == [1003 + 1000, 1103 + 100 + 1000]
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Ranks(1) as stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(launching, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stopped.call(pipeline_ranks.add, 1, 2)
+        assert stopped.pids == []
+        with pytest.raises(ValueError, match="have been stopped"):
+            stopped.call(pipeline_ranks.add, 3, 4)
 
 
 def test_links_are_measured(ranks: Ranks) -> None:
@@ -175,6 +265,29 @@ def test_relative_errors_by_hand() -> None:
     assert relative_gradient_error({"a": wanted["a"], "b": torch.tensor([0.0, 2.0])}, wanted) == 2.0
     with pytest.raises(ValueError, match=r"found and wanted differ in \['b'\]"):
         relative_gradient_error({"a": wanted["a"]}, wanted)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_no_error_hides_a_nan(name: str) -> None:
+    """Python's ``max`` keeps a number that comes before a NaN."""
+    wanted = {key: torch.ones(2) for key in "abc"}
+    broken = {**wanted, name: torch.tensor([1.0, torch.nan])}
+    assert np.isnan(relative_gradient_error(broken, wanted))
+    assert np.isnan(relative_gradient_error(wanted, broken))
+    assert np.isnan(prediction_error([1.0, 2.0, 3.0], [1.0 if key != name else float("nan") for key in "abc"]))
+
+
+def test_errors_of_predictions_are_shares_of_the_measured_values() -> None:
+    assert prediction_error([1.0, 3.0], [2.0, 3.0]) == 0.5  # over the predicted ones it would be 1
+    assert prediction_error([4.0, 3.0], [2.0, 3.0]) == 1.0
+    assert prediction_error([5.0], [5.0]) == 0.0
+    for predicted, measured, message in (
+        ([], [], "at least one"),
+        ([1.0], [1.0, 2.0], "as many numbers"),
+        ([1.0], [0.0], "measured must be > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prediction_error(predicted, measured)
 
 
 def sized(samples: int, fixed: float, slope: float) -> LayerProfile:

@@ -35,13 +35,16 @@ from anabranch.distributed.planning import (
     PipelinePlan,
     StageCosts,
     activation_memory,
+    compare_cuts,
     most_layers,
+    nearest_plan,
     plan_pipeline,
     predict_step,
     stage_costs,
     stage_memory,
     variance_balance,
 )
+from anabranch.distributed.prediction_error import prediction_error
 from anabranch.distributed.profile import LayerProfile, profile_at, profile_layers
 from anabranch.distributed.saved import SavedTensors
 from anabranch.distributed.schedules import (
@@ -81,6 +84,7 @@ __all__ = [
     "TrainingRun",
     "activation_memory",
     "causal_layers",
+    "compare_cuts",
     "convert_batchnorm",
     "even_step_s",
     "fill_drain",
@@ -90,11 +94,13 @@ __all__ = [
     "measure_link",
     "measured_timeline",
     "most_layers",
+    "nearest_plan",
     "next_token_loss",
     "one_forward_one_backward",
     "pipeline_from_transformers",
     "plan_pipeline",
     "predict_step",
+    "prediction_error",
     "profile_at",
     "profile_layers",
     "profile_transformer",

@@ -50,30 +50,36 @@ def training_arm(
     loss_fn: LossFunction,
     *,
     batchnorm: str = "deferred",
+    checkpoint: str | None = None,
 ) -> TrainingArm:
     """The layers, trained over all processes by the named arm; every process calls it with the same layers.
 
-    "one process" works on rank 0 alone; "ddp" gives every rank its part of the batch; "torch gpipe" and "torch 1f1b" are
-    ``torch.distributed.pipelining`` (equal micro-batches only); the others are :class:`Pipeline`.
+    "one process" works on rank 0 alone; "ddp" gives every rank its part of the batch, weighted by its samples;
+    "torch gpipe" and "torch 1f1b" are ``torch.distributed.pipelining`` (equal micro-batches only);
+    the others are :class:`Pipeline`.
 
     Args:
         balance: layers of every stage; as even as possible if not given.
         batchnorm: of a :class:`Pipeline`.
+        checkpoint: of a :class:`Pipeline`, instead of what its name says ("-recompute" is "except_last", else "never").
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or a checkpoint for an arm that is no :class:`Pipeline`. The step of "ddp" raises it for a
+            batch with fewer samples than processes.
     """
     if name not in ARMS:
         raise ValueError(f"name must be one of {ARMS}, got {name!r}")
     rank, world = dist.get_rank(), dist.get_world_size()
     if name in ("naive", "gpipe", "gpipe-recompute", "1f1b", "1f1b-recompute"):
-        recompute = name.endswith("recompute")
+        named = "except_last" if name.endswith("recompute") else "never"
         pipeline = Pipeline(
             layers, balance, micro_batches=micro_batches, schedule=name.removesuffix("-recompute"),
-            checkpoint="except_last" if recompute else "never", batchnorm=batchnorm,
+            checkpoint=named if checkpoint is None else checkpoint, batchnorm=batchnorm,
         )  # fmt: skip
         tensors = dict(pipeline._parts.full_names(rank))
         return TrainingArm(lambda x, y: pipeline.step(x, y, loss_fn), list(pipeline.parameters()), pipeline, tensors)
+    if checkpoint not in (None, "never"):
+        raise ValueError(f"checkpoint must not be given for {name!r}, which recomputes nothing, got {checkpoint!r}")
     if name in ("one process", "ddp"):
         model: nn.Module = nn.Sequential(*layers)
         alone = name == "one process"
@@ -83,9 +89,14 @@ def training_arm(
         def whole(x: Tensor, y: Tensor) -> Tensor | None:
             if alone and rank:
                 return None
+            weight = 1.0
             if not alone:
-                x, y = x.chunk(world)[rank], y.chunk(world)[rank]
-            loss = loss_fn(model(x), y)
+                if len(x) < world:
+                    raise ValueError(f"batch has {len(x)} samples: {world} processes need at least one each")
+                samples = len(x)
+                x, y = x.tensor_split(world)[rank], y.tensor_split(world)[rank]
+                weight = len(x) * world / samples  # processes are averaged alike, whatever the sizes of their parts
+            loss = loss_fn(model(x), y) * weight
             loss.backward()
             return loss.detach()
 

@@ -47,11 +47,13 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """What a plan really took.
+    """What a plan really took, in time; and what its stages hold.
 
     Attributes:
         seconds: of some steps.
-        memory_bytes: of every stage, as :func:`training_bytes` counts them for Adam.
+        memory_bytes: of every stage, as :func:`training_bytes` counts them for Adam: in a step of the same stages, schedule and
+            recomputation, taken by one process after the timed steps, not in the processes that were timed. Buffers of
+            tensors under way are not among them.
     """
 
     seconds: list[float]
@@ -99,7 +101,7 @@ class TrainingBench:
         size = len(x) if batch is None else batch
         if len(x) != len(target) or not 1 <= size <= len(x):
             raise ValueError(f"x has {len(x)} samples, target {len(target)}, batch={size}: expected a batch among them")
-        self.ranks = ranks
+        self.ranks, self.batch, self._samples = ranks, size, len(x)
         self._held = ranks.keep(_Held, layers, x, target, size, balance, loss_fn, seed, batchnorm)
 
     def run(self, arm: str, micro_batches: int = 1) -> float:
@@ -110,26 +112,33 @@ class TrainingBench:
         """Steps of a plan, with its own balance, and the bytes that they hold: to be compared with what the plan predicts.
 
         Raises:
-            ValueError: a plan for another number of processes, or one of stages with replicas, or with replicas or one stage
-                that cuts the mini-batch further.
+            ValueError: a plan for another mini-batch or number of processes, or one of stages with replicas, or with replicas
+                or one stage that cuts the mini-batch further or recomputes.
         """
+        if plan.batch != self.batch:
+            raise ValueError(f"plan is for batch={plan.batch}, expected {self.batch}, the samples of a mini-batch here")
         devices = plan.stages * plan.replicas
         if (
             devices not in (1, self.ranks.nproc)
             or plan.stages not in (1, devices)
-            or (plan.stages == 1 < plan.micro_batches)
+            or (plan.stages == 1 and (plan.micro_batches > 1 or plan.checkpoint == "always"))
         ):
             raise ValueError(
-                f"plan has {plan.stages} stages, {plan.replicas} replicas and {plan.micro_batches} micro-batches: expected one "
-                f"stage and the whole mini-batch, or {self.ranks.nproc} stages"
+                f"plan has {plan.stages} stages, {plan.replicas} replicas, {plan.micro_batches} micro-batches and "
+                f"checkpoint={plan.checkpoint!r}: expected one stage and the whole mini-batch without recomputation, or "
+                f"{self.ranks.nproc} stages"
             )
-        balance = plan.balance if plan.stages > 1 else None
+        options = (plan.balance, plan.checkpoint) if plan.stages > 1 else (None, None)
         seconds = []
         for _ in range(repeats + 1):  # the first is for warming up
             begin = time.perf_counter()
-            self.ranks.call(_Held.run, self._held, plan.arm, plan.micro_batches, balance)
+            self.ranks.call(_Held.run, self._held, plan.arm, plan.micro_batches, *options)
             seconds.append(time.perf_counter() - begin)
         return PlanOutcome(seconds[1:], self.ranks.call(_Held.memory, self._held, plan)[0])
+
+    def release(self) -> None:
+        """Free what the processes hold of it, arms and their weights included; calls raise ``ValueError`` after it."""
+        self.ranks.forget(self._held)
 
     def gradients(self, arm: str, micro_batches: int = 1) -> dict[str, Tensor]:
         """Of the first mini-batch, by the names of the whole model's parameters."""
@@ -163,17 +172,27 @@ class TrainingBench:
         return TrainingRun(losses, _merged([rank[1] for rank in told]))
 
     def profile(self, samples: int, *, repeats: int = 5) -> LayerProfile:
-        """Costs of the layers for ``samples`` samples, measured by all processes at once, as they will train; medians over them.
+        """Costs of the layers for ``samples`` samples: the one of :meth:`profiles`."""
+        return self.profiles([samples], repeats=repeats)[0]
+
+    def profiles(self, sizes: Sequence[int], *, repeats: int = 5) -> list[LayerProfile]:
+        """Costs of the layers for several numbers of samples, measured by all processes at once, as they will train.
+
+        Sizes take turns, so that a slow while of the machine hits all of them and none alone; medians over turns and processes.
 
         Raises:
-            ValueError: more samples than there are.
+            ValueError: more samples than there are, or no repeats.
         """
-        found: list[LayerProfile] = self.ranks.call(_Held.profile, self._held, samples, repeats)
-        middle = {name: np.median([getattr(one, name) for one in found], axis=0) for name in COLUMNS[1:]}
-        first = found[0]
-        return LayerProfile(
-            first.names, **middle, input_bytes=first.input_bytes, samples=samples, only_next=first.only_next
-        )
+        for samples in sizes:
+            if not 1 <= samples <= self._samples:
+                raise ValueError(f"samples must be between 1 and {self._samples}, got {samples}")
+        if repeats < 1:
+            raise ValueError(f"repeats must be >= 1, got {repeats}")
+        found: list[list[LayerProfile]] = [[] for _ in sizes]
+        for _ in range(repeats):
+            for row, samples in zip(found, sizes, strict=True):
+                row.extend(self.ranks.call(_Held.profile, self._held, samples))
+        return [_median_profile(row) for row in found]
 
 
 class _Held:
@@ -187,28 +206,33 @@ class _Held:
         self.layers = list(layers() if callable(layers) else layers)
         self.x, self.target, self.batch, self.balance = x, target, batch, balance
         self.loss_fn, self.batchnorm = loss_fn, batchnorm
-        self.arms: dict[tuple[str, int, Balance], TrainingArm] = {}
+        self.arms: dict[tuple[str, int, Balance, str | None], TrainingArm] = {}
 
-    def arm(self, name: str, micro_batches: int, balance: Balance = None) -> TrainingArm:
+    def arm(self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None) -> TrainingArm:
         layers = copy.deepcopy(self.layers)
         cut = self.balance if balance is None else balance
-        return training_arm(name, layers, cut, micro_batches, self.loss_fn, batchnorm=self.batchnorm)
+        options: dict[str, Any] = {"batchnorm": self.batchnorm, "checkpoint": checkpoint}
+        return training_arm(name, layers, cut, micro_batches, self.loss_fn, **options)
 
     def step(self, arm: TrainingArm, number: int) -> float | None:
         rows = torch.arange(number * self.batch, (number + 1) * self.batch) % len(self.x)
         loss = arm.step(self.x[rows], self.target[rows])
         return None if loss is None else float(loss)
 
-    def ready(self, name: str, micro_batches: int, balance: Balance = None) -> TrainingArm:
-        key = name, micro_batches, balance
+    def ready(
+        self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None
+    ) -> TrainingArm:
+        key = name, micro_batches, balance, checkpoint
         if key not in self.arms:
             self.arms[key] = self.arm(*key)
         for parameter in self.arms[key].parameters:
             parameter.grad = None
         return self.arms[key]
 
-    def run(self, name: str, micro_batches: int, balance: Balance = None) -> float | None:
-        return self.step(self.ready(name, micro_batches, balance), 0)
+    def run(
+        self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None
+    ) -> float | None:
+        return self.step(self.ready(name, micro_batches, balance, checkpoint), 0)
 
     def memory(self, plan: PipelinePlan) -> list[int]:
         if dist.get_rank():
@@ -245,12 +269,20 @@ class _Held:
             optimizer.step()
         return losses, {name: t.detach().clone() for name, t in arm.tensors.items() if with_state}
 
-    def profile(self, samples: int, repeats: int) -> LayerProfile:
-        if not 1 <= samples <= len(self.x):
-            raise ValueError(f"samples must be between 1 and {len(self.x)}, got {samples}")
+    def profile(self, samples: int) -> LayerProfile:
         x, y = self.x[:samples].contiguous(), self.target[:samples]
+        layers = copy.deepcopy(self.layers)
         dist.barrier()  # all at once: processes share the memory's bandwidth
-        return profile_layers(copy.deepcopy(self.layers), x, target=y, loss_fn=self.loss_fn, repeats=repeats)
+        return profile_layers(layers, x, target=y, loss_fn=self.loss_fn, repeats=1)
+
+
+def _median_profile(found: Sequence[LayerProfile]) -> LayerProfile:
+    """Of the same layers at the same size."""
+    middle = {name: np.median([getattr(one, name) for one in found], axis=0) for name in COLUMNS[1:]}
+    first = found[0]
+    return LayerProfile(
+        first.names, **middle, input_bytes=first.input_bytes, samples=first.samples, only_next=first.only_next
+    )
 
 
 def _loss(told: Sequence[float | None]) -> float:

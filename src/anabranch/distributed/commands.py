@@ -116,7 +116,7 @@ def plan(
         costs[0].to_csv(profile_out)
         written.append(str(profile_out))
     if out is not None:
-        _draw(costs, plans[0], batch, bandwidth_bytes_per_s, memory_bytes, bytes_per_parameter, out)
+        _draw(costs, plans[0], memory_bytes, bytes_per_parameter, out)
         written.append(str(out))
     if as_json:
         shown = {
@@ -191,15 +191,14 @@ _MOST_LABELS = 400  # numbers inside of bars, beyond which they cover each other
 
 
 def _draw(
-    costs: Sequence[LayerProfile], best: PipelinePlan, batch: int, bandwidth: float, memory: float,
-    bytes_per_parameter: float, out: Path,
+    costs: Sequence[LayerProfile], best: PipelinePlan, memory: float, bytes_per_parameter: float, out: Path,
 ) -> None:  # fmt: skip
     """The step of the best plan, and what every stage holds beside what a device has."""
     from anabranch.distributed import profile_at, stage_costs
     from anabranch.lab.figures import COLORS, new_figure, plot_gantt, render
 
-    size = batch / best.replicas / best.micro_batches
-    timeline = best.timeline(costs, batch=batch, bandwidth_bytes_per_s=bandwidth)
+    size = best.batch / best.replicas / best.micro_batches
+    timeline = best.timeline(costs)
     bars = timeline.bars()
     if len(bars) > _MOST_LABELS:
         bars = [(*bar[:-1], "") for bar in bars]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from anabranch.distributed._stage import LossFunction
@@ -17,13 +18,15 @@ from anabranch.distributed.skips import run_layers
 def relative_gradient_error(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     """The largest ``|found - wanted| / |wanted|`` over tensors (2-norms); for a tensor of zeros ``|found|``.
 
+    NaN if there is a NaN on either side.
+
     Raises:
         ValueError: other names on one side than on the other.
     """
     if set(found) != set(wanted):
         raise ValueError(f"found and wanted differ in {sorted(set(found) ^ set(wanted))[:5]}")
     errors = [float((found[name] - t).norm()) / (float(t.norm()) or 1.0) for name, t in wanted.items()]
-    return max(errors, default=0.0)
+    return float(np.max(errors)) if errors else 0.0  # unlike max() it never skips a NaN
 
 
 def gradient_error(

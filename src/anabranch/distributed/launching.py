@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,9 +28,14 @@ _GRACE_S = 5.0  # for the others to say what they saw, after one has failed
 
 @dataclass(frozen=True)
 class Kept:
-    """Stands for what every process of a :class:`Ranks` keeps under this number; in a call each process sees its own."""
+    """Stands for what every process of a :class:`Ranks` keeps under this number; in a call each process sees its own.
+
+    Attributes:
+        owner: a token of the :class:`Ranks`, so that no other takes it for its own.
+    """
 
     number: int
+    owner: str
 
 
 class Ranks:
@@ -58,6 +64,7 @@ class Ranks:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_PRELOADED, *preload])
         self._kept = 0
+        self._owner, self._held = uuid.uuid4().hex, set[int]()
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(nproc):
@@ -80,6 +87,7 @@ class Ranks:
         An argument that is a :class:`Kept` is, in each process, what that process keeps.
 
         Raises:
+            ValueError: what other processes keep, or what has been forgotten.
             RankFailed: a process raised or died; all are stopped then.
         """
         return self._call(fn, arguments, None)
@@ -91,15 +99,43 @@ class Ranks:
             RankFailed: a process raised or died; all are stopped then.
         """
         self._kept += 1
-        self._call(fn, arguments, self._kept)
-        return Kept(self._kept)
+        number = self._kept
+        self._call(fn, arguments, number)
+        self._held.add(number)
+        return Kept(number, self._owner)
 
-    def _call(self, fn: Callable[..., Any], arguments: tuple[Any, ...], keep: int | None) -> list[Any]:
+    def forget(self, kept: Kept) -> None:
+        """Let the processes free what they keep under ``kept``, unless something else that they keep needs it.
+
+        Raises:
+            ValueError: what other processes keep, or what has been forgotten.
+            RankFailed: a process raised or died; all are stopped then.
+        """
+        self._call(None, (kept,), None)
+        self._held.remove(kept.number)
+
+    def _call(self, fn: Callable[..., Any] | None, arguments: tuple[Any, ...], keep: int | None) -> list[Any]:
         if not self._processes:
             raise ValueError("the processes have been stopped")
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):  # found below
-                pipe.send((fn, arguments, keep))
+        for kept in arguments:
+            if isinstance(kept, Kept) and (kept.owner != self._owner or kept.number not in self._held):
+                owner = "other processes" if kept.owner != self._owner else "nobody: it has been forgotten"
+                raise ValueError(f"what number {kept.number} stands for is kept by {owner}")
+        begun = False
+        try:
+            for pipe in self._pipes:
+                with contextlib.suppress(OSError):  # found below
+                    pipe.send((fn, arguments, keep))
+                begun = True
+            return self._answers()
+        except BaseException as error:
+            # Left alone, the next call would take the answers to this one for its own. What cannot be sent has begun nothing.
+            if begun or not isinstance(error, Exception):
+                self.stop()
+            raise
+
+    def _answers(self) -> list[Any]:
+        """Of every process, to one call."""
         results: dict[int, Any] = {}
         failed: dict[int, Any] = {}  # how it died, or (saw another fail, trace)
         first: int | None = None
@@ -179,6 +215,10 @@ def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, 
             except EOFError:
                 break
             torch.set_num_threads(threads)
+            if fn is None:
+                del kept[arguments[0].number]
+                pipe.send((True, None))
+                continue
             found = fn(*(kept[a.number] if isinstance(a, Kept) else a for a in arguments))
             if keep is not None:
                 kept[keep], found = found, None

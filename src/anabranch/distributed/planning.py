@@ -118,6 +118,7 @@ class PipelinePlan:
         step_s: of the mini-batch, averaging gradients over replicas included.
         memory_bytes: of every stage.
         bubble_fraction: share of time in which devices idle.
+        batch, bandwidth_bytes_per_s, latency_s, overhead_s: what it was planned for, as in :func:`plan_pipeline`.
     """
 
     stages: int
@@ -129,27 +130,24 @@ class PipelinePlan:
     step_s: float
     memory_bytes: tuple[float, ...]
     bubble_fraction: float
+    batch: int
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    overhead_s: float
 
     @property
     def arm(self) -> str:
-        """The name of the :func:`training_arm` that carries it out (with replicas, of a plan without stages only)."""
+        """The :func:`training_arm` that carries it out with its ``checkpoint`` (with replicas, of a plan without stages only)."""
         if self.stages == 1:
             return "ddp" if self.replicas > 1 else "one process"
         return self.schedule if self.checkpoint == "never" else f"{self.schedule}-recompute"
 
-    def timeline(
-        self,
-        profile: LayerProfile | Sequence[LayerProfile],
-        *,
-        batch: int,
-        bandwidth_bytes_per_s: float,
-        latency_s: float = 0.0,
-    ) -> PipelineTimeline:
-        """The step of one replica, action by action, for the profile, mini-batch and link that it was planned for."""
+    def timeline(self, profile: LayerProfile | Sequence[LayerProfile]) -> PipelineTimeline:
+        """The step of one replica, action by action, for the profile it was planned for; without averaging over replicas."""
         schedule = named_schedule(self.schedule, self.stages, self.micro_batches, self.checkpoint)
         return predict_step(
-            profile, self.balance, schedule, samples=batch // self.replicas, bandwidth_bytes_per_s=bandwidth_bytes_per_s,
-            latency_s=latency_s,
+            profile, self.balance, schedule, samples=self.batch // self.replicas,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s, latency_s=self.latency_s, overhead_s=self.overhead_s,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,12 +163,18 @@ def predict_step(
     samples: int,
     bandwidth_bytes_per_s: float = float("inf"),
     latency_s: float = 0.0,
+    overhead_s: float = 0.0,
 ) -> PipelineTimeline:
-    """The simulated step of a mini-batch of ``samples`` samples; several profiles are of several sizes (:func:`profile_at`)."""
+    """The simulated step of a mini-batch of ``samples`` samples; several profiles are of several sizes (:func:`profile_at`).
+
+    Args:
+        overhead_s: of every forward, backward and recomputation of a micro-batch on a stage, whatever its size.
+    """
     size = samples / schedule.micro_batches
     costs = stage_costs(profile_at(profile, size), balance, samples=size)
     send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if len(balance) > 1 else 0.0
-    return simulate_pipeline(schedule, costs.forward_s, costs.backward_s, recompute_s=costs.forward_s, send_s=send)
+    forward, backward = costs.forward_s + overhead_s, costs.backward_s + overhead_s
+    return simulate_pipeline(schedule, forward, backward, recompute_s=forward, send_s=send)
 
 
 def plan_pipeline(
@@ -224,7 +228,6 @@ def plan_pipeline(
                 except ValueError:
                     break  # the parameters alone do not fit
                 costs = stage_costs(sized, cut)
-                send = costs.cut_bytes / bandwidth_bytes_per_s + latency_s if stages > 1 else 0.0
                 for name in _SCHEDULES if stages > 1 else _SCHEDULES[:1]:
                     for checkpoint in _CHECKPOINTS:
                         schedule = named_schedule(name, stages, micro_batches, checkpoint)
@@ -232,14 +235,18 @@ def plan_pipeline(
                         least = min(least, float(memory.max()))
                         if memory.max() > memory_bytes:
                             continue
-                        forward, backward = costs.forward_s + overhead_s, costs.backward_s + overhead_s
-                        timeline = simulate_pipeline(schedule, forward, backward, recompute_s=forward, send_s=send)
-                        share = 2 * (replicas - 1) / replicas * gradient_bytes / bandwidth_bytes_per_s
-                        step = timeline.step_s + share * float(costs.params.max())
+                        timeline = predict_step(
+                            sized, cut, schedule, samples=samples, bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+                            latency_s=latency_s, overhead_s=overhead_s,
+                        )  # fmt: skip
+                        piece = float(costs.params.max()) * gradient_bytes / replicas  # of what goes round the ring
+                        sends = 2 * (replicas - 1)
+                        step = timeline.step_s + sends * (piece / bandwidth_bytes_per_s + latency_s)
                         found.append(
                             PipelinePlan(
                                 stages, replicas, micro_batches, name, checkpoint, tuple(cut), step,
                                 tuple(float(b) for b in memory), timeline.bubble_fraction,
+                                batch, bandwidth_bytes_per_s, latency_s, overhead_s,
                             )
                         )  # fmt: skip
     if not found:
@@ -247,6 +254,35 @@ def plan_pipeline(
         raise ValueError(f"memory_bytes={memory_bytes:.4g}: nothing fits on {devices} devices; {hint}")
     order = {name: i for i, name in enumerate(_CHECKPOINTS)}
     return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, order[p.checkpoint]))
+
+
+def nearest_plan(plans: Sequence[PipelinePlan], stages: int, micro_batches: int, checkpoint: str) -> PipelinePlan:
+    """Of the plans with these stages and this recomputation, one whose number of micro-batches is nearest; the first of several.
+
+    Raises:
+        ValueError: no such plan.
+    """
+    found = [p for p in plans if (p.stages, p.checkpoint) == (stages, checkpoint)]
+    if not found:
+        raise ValueError(f"plans has none with stages={stages} and checkpoint={checkpoint!r}")
+    return min(found, key=lambda p: abs(p.micro_batches - micro_batches))
+
+
+def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> list[dict[str, float | int]]:
+    """The slowest stage of the exact cut (``simulation.balance``) beside that of :func:`variance_balance`; O(stages n^2) each.
+
+    Returns:
+        For every number of ``stages``: "stages", "exact", "least variance", and "variance over exact", which is >= 1.
+
+    Raises:
+        ValueError: more stages than layers.
+    """
+    values, rows = np.asarray(costs, np.float64), list[dict[str, float | int]]()
+    for k in stages:
+        cuts = variance_balance(values, k), balanced(values, k)
+        variance, exact = (float(np.add.reduceat(values, np.cumsum([0, *cut[:-1]])).max()) for cut in cuts)
+        rows.append({"stages": k, "exact": exact, "least variance": variance, "variance over exact": variance / exact})
+    return rows
 
 
 def variance_balance(costs: Sequence[float] | np.ndarray, stages: int) -> list[int]:

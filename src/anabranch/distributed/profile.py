@@ -149,7 +149,11 @@ def profile_layers(
     loss_fn: Callable[..., Tensor] | None = None,
     names: Sequence[str] | None = None,
 ) -> LayerProfile:
-    """Run the layers one by one on their device and note what each costs: medians of ``repeats``.
+    """Run the layers as a training step does and note what each costs: medians of ``repeats``.
+
+    All forwards come first, then the backwards from the last layer to the first, and gradients are added to those of the run
+    before, as a micro-batch does. (A backward straight after its forward would find in the caches, and in memory that the
+    process has just used, what in training has long made room for the layers between.) Takes the memory of a training step.
 
     Args:
         sample: a (micro-)batch of the size that will be run.
@@ -167,10 +171,15 @@ def profile_layers(
     titles = tuple(names) if names is not None else tuple(f"{i} {type(layer).__name__}" for i, layer in enumerate(run))
     n = len(run)
     times = np.zeros((repeats, 2, n))
+    before = [(p, p.grad) for layer in run for p in layer.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
     for repeat in range(repeats + 1):  # the first is for warming up
         seconds = _times(run, sample, target, loss_fn)
         if repeat:
             times[repeat - 1] = seconds
+    for parameter, gradient in before:
+        parameter.grad = gradient
     forward, backward = ([median(times[:, way, i]) for i in range(n)] for way in (0, 1))
     kept, only_next, outputs = _bytes(run, sample, target, loss_fn)
     params = [float(sum(p.numel() for p in layer.parameters())) for layer in run]
@@ -206,27 +215,27 @@ def _now(value: Value) -> float:
 
 
 def _times(run: Sequence[nn.Module], sample: Value, target: Any, loss_fn: Callable[..., Tensor] | None) -> np.ndarray:
-    """Forward and backward seconds of every layer by itself; gradients of parameters are put back."""
+    """Forward and backward seconds of every layer, which shares no graph with its neighbours; gradients are added."""
     seconds = np.zeros((2, len(run)))
     x, skips = sample, dict[str, Value]()
-    before = [(p, p.grad) for layer in run for p in layer.parameters()]
+    done: list[tuple[int, list[Tensor]]] = []
     for i, layer in enumerate(run):
         given = _leaves(x) if i else x
         begin = _now(x)
         out = run_layers([layer], given, skips)
         end: Any = loss_fn(out, target) if loss_fn is not None and i == len(run) - 1 else out
         seconds[0, i] = _now(x) - begin
-        tensors = [end] if isinstance(end, Tensor) else list(end)
-        roots = [t for t in tensors if t.requires_grad]
+        roots = [t for t in ([end] if isinstance(end, Tensor) else end) if t.requires_grad]
         if roots and not isinstance(layer, StashSkip):
-            ones = [torch.ones_like(t) for t in roots]
-            begin = _now(x)
-            torch.autograd.backward(roots, ones)
-            seconds[1, i] = _now(x) - begin
+            done.append((i, roots))
         x = _leaves(out)
         skips = {name: _leaves(value) for name, value in skips.items()}
-    for parameter, gradient in before:
-        parameter.grad = gradient
+    while done:
+        i, roots = done.pop()
+        ones = [torch.ones_like(t) for t in roots]
+        begin = _now(x)
+        torch.autograd.backward(roots, ones)
+        seconds[1, i] = _now(x) - begin
     return seconds
 
 
