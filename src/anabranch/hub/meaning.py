@@ -76,12 +76,12 @@ class Remembering:
         with self._working:
             if (vector := self._remembered(text)) is not None:  # made while this thread waited
                 return vector
-            vector = self._inner([text])[0]
+            made: np.ndarray = self._inner([text])[0]
             with self._looking:
-                self._latest[text] = vector
+                self._latest[text] = made
                 while len(self._latest) > self._most:
                     self._latest.popitem(last=False)
-            return vector
+            return made
 
     def _remembered(self, text: str) -> np.ndarray | None:
         with self._looking:
