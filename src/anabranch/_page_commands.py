@@ -109,7 +109,10 @@ def digest_preview(
     import tempfile
     import webbrowser
 
-    message = _digest().example(topic)
+    digest = _digest()
+    if topic:
+        digest.site.build_meaning()
+    message = digest.example(topic)
     body = message.get_body(("html",))
     assert body is not None
     path = output or Path(tempfile.mkdtemp(prefix="anabranch-")) / "digest.html"
@@ -124,6 +127,8 @@ def digest_send() -> None:
     """Queue the digests that are due and send what waits; without SMTP in hub.toml mails are files in the data folder."""
     digest = _digest()
     queued = digest.queue_due()
+    for number, reason in digest.faults.items():
+        typer.echo(f"subscription {number}: {reason}", err=True)
     sent = digest.outbox.send(digest.mailer, said=lambda text: typer.echo(text, err=True))
     states = ", ".join(f"{n} {state}" for state, n in sorted(digest.outbox.states().items())) or "none yet"
     typer.echo(f"{queued} queued, {sent} sent; mails in all: {states}")
@@ -138,5 +143,4 @@ def _digest() -> Any:
     from anabranch.lab.places import home
 
     site = Site()
-    site.use_meaning = False  # a topic's words do; the encoder takes seconds to load
     return Digest(site, Subscriptions(site.db, load_secret(home() / "hub.secret")), Outbox(site.db))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
+from anabranch.hub.postman import Postman
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.serving import _listen, server_config
 from anabranch.hub.site import Site
@@ -32,6 +33,7 @@ class Browser:
 
     port: int
     cookies: dict[str, str] = field(default_factory=dict)
+    post_office: Postman | None = None
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.ask("GET", path, None, headers)
@@ -76,7 +78,7 @@ def page_server(*, queue: RunQueue | None = None, site: Site | None = None, **op
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.02)
     try:
-        yield Browser(listener.getsockname()[1])
+        yield Browser(listener.getsockname()[1], post_office=app.state.context.post)
     finally:
         server.should_exit = True
         thread.join(timeout=20)

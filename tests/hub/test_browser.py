@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,27 @@ def test_the_whole_tour(tab, home: Path, inbox: Inbox, plugin: str) -> None:  # 
         tab.goto(root + link.group())
         tab.get_by_role("button", name="Confirm").click()
         assert tab.get_by_role("heading", level=1).inner_text() == "Confirmed"
+        noon = datetime.now(UTC).replace(hour=12, minute=0) + timedelta(days=7)
+        monday = noon - timedelta(days=noon.weekday())
+        with Catalogue(catalogue_path(), papers()) as catalogue:
+            day = monday.date() - timedelta(days=1)
+            catalogue.add(Entry(title="Where Rivers Split", arxiv="2611.00001", published=day))
+            catalogue.add(Entry(title="Of Bread", arxiv="2611.00002", published=day))
+        assert server.post_office is not None
+        server.post_office.queue(monday)
+        server.post_office.send(monday)
+        deadline = time.monotonic() + 30
+        while len(inbox.mails) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        digest = inbox.mails[1]
+        assert digest["To"] == "reader@example.org"
+        text = digest.get_payload()[0].get_payload(decode=True).decode()
+        assert "Where Rivers Split" in text
+        assert "Of Bread" not in text
+        shown = re.search(rf"{re.escape(f'http://localhost:{server.port}')}(/papers/\S+)", text)
+        assert shown is not None  # the mail leads back to the page
+        tab.goto(root + shown.group(1))
+        assert tab.get_by_role("heading", level=1).inner_text() == "Where Rivers Split"
 
 
 @pytest.fixture

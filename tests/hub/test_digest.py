@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from anabranch.hub import Catalogue, Entry
 from anabranch.hub.digest import Digest
 from anabranch.hub.mail import FolderMailer, HubConfig, Refused, SmtpConfig, SmtpMailer, Unreached, load_config
 from anabranch.hub.outbox import Outbox
+from anabranch.hub.signing import load_secret
 from anabranch.hub.site import Site
 from anabranch.hub.subscriptions import Subscription, Subscriptions
 from anabranch.hub.views import catalogue_path
@@ -45,6 +47,7 @@ class Inbox:
 
     port: int = 0
     answer: str = "250 taken"
+    farewell: str = "221 bye"
     mails: list[EmailMessage] = field(default_factory=list)
     slow_s: float = 0.0
 
@@ -56,7 +59,11 @@ class Inbox:
 
     async def handle_DATA(self, server, session, envelope) -> str:
         self.mails.append(message_from_bytes(envelope.content))
+        await asyncio.sleep(self.slow_s)
         return self.answer
+
+    async def handle_QUIT(self, server, session, envelope) -> str:
+        return self.farewell
 
 
 @pytest.fixture
@@ -102,7 +109,7 @@ def test_when_it_is_due() -> None:
     assert daily.due(FRIDAY) == "2026-11-27"
     assert daily.due(FRIDAY.replace(hour=7)) is None
     assert daily.due(FRIDAY + timedelta(days=1)) is None  # Saturday
-    assert weekly.due(FRIDAY) is None
+    assert weekly.due(FRIDAY) is None  # asked on Friday: the next Monday's is the first
     assert weekly.due(FRIDAY + timedelta(days=3)) == "2026-W49"
     assert reader("daily", "Asia/Tokyo").due(datetime(2026, 11, 26, 23, tzinfo=UTC)) == "2026-11-27"
     assert reader("daily", "America/Los_Angeles").due(FRIDAY) is None  # one in the night there
@@ -164,7 +171,18 @@ def test_forged_and_foreign_links_are_refused(digest: Digest) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "nobody", "a@", "@b", "a b@c.d", "a@b.c\nBcc: x@y.z", "a@b.c,d@e.f", "<a@b.c>", "x" * 300 + "@b.c"],
+    [
+        "",
+        "nobody",
+        "a@",
+        "@b",
+        "a b@c.d",
+        "a@b.c\nBcc: x@y.z",
+        "a@b.c,d@e.f",
+        "<a@b.c>",
+        "group:x@b.de",
+        "x" * 300 + "@b.c",
+    ],
 )
 def test_bad_addresses_are_refused(digest: Digest, bad: str) -> None:
     with pytest.raises(ValueError, match="address="):
@@ -251,8 +269,8 @@ def test_killed_between_the_receiver_and_the_word_that_it_is_taken(tmp_path: Pat
         def send(self, message: EmailMessage) -> None:
             taken.append(message.as_bytes())
 
-    assert outbox.send(Taking()) == 0  # for five minutes nobody else touches it
-    later = datetime.now(UTC) + timedelta(minutes=6)
+    assert outbox.send(Taking()) == 0  # for half an hour nobody else touches it
+    later = datetime.now(UTC) + timedelta(minutes=31)
     assert outbox.send(Taking(), now=later) == 1
     assert outbox.send(Taking(), now=later) == 0
     assert len(taken) == 1
@@ -289,7 +307,7 @@ def test_without_a_server_mails_are_files(digest: Digest, tmp_path: Path) -> Non
 
 def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hub.toml"
-    assert load_config(path) == HubConfig()
+    assert load_config(path) == HubConfig(address="")
     path.write_text(
         '[server]\naddress = "https://x.example/"\n[smtp]\nhost = "h"\nport = 25\nsecurity = "none"\nfrom = "a@b.c"\n'
     )
@@ -307,7 +325,7 @@ def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             load_config(path)
 
 
-def test_the_whole_way_over_the_page(digest: Digest, inbox: Inbox) -> None:
+def test_the_whole_way_over_the_page(digest: Digest, inbox: Inbox, home: Path) -> None:
     config = HubConfig("", smtp(inbox))
     with page_server(config=config) as browser:
         asked = browser.submit(
@@ -319,19 +337,30 @@ def test_the_whole_way_over_the_page(digest: Digest, inbox: Inbox) -> None:
         while not inbox.mails and time.monotonic() < deadline:
             time.sleep(0.05)
         (mail,) = inbox.mails
-        link = re.search(r"/confirm\?token=\S+", mail.get_payload(decode=True).decode())
+        text = mail.get_payload(decode=True).decode()
+        link = re.search(rf"http://localhost:{browser.port}(/confirm\?token=\S+)", text)
         assert link is not None
         assert not digest.subscriptions.confirmed()
-        assert "Confirm" in browser.get(link.group()).text
+        assert "Confirm" in browser.get(link.group(1)).text
+        assert browser.ask("HEAD", link.group(1), None, {}).status == 200
         assert not digest.subscriptions.confirmed()  # opening the link is not enough
-        assert "Confirmed" in browser.submit(link.group(), link.group()).text
+        assert "Confirmed" in browser.submit(link.group(1), link.group(1)).text
         (reader,) = digest.subscriptions.confirmed()
         assert reader.address == "reader@example.org"
-        end = "/unsubscribe?token=" + digest.subscriptions.token(reader, "unsubscribe").replace(str(SECRET), "")
-        forged = browser.post(end, {"List-Unsubscribe": "One-Click"})
-        assert forged.status == 400  # signed with another key
+        forged = "/unsubscribe?token=" + digest.subscriptions.token(reader, "unsubscribe")
+        assert browser.post(forged, {"List-Unsubscribe": "One-Click"}).status == 400  # signed with another key
+        own = Subscriptions(digest.site.db, load_secret(home / "hub.secret"))
+        end = "/unsubscribe?token=" + own.token(reader, "unsubscribe")
+        assert browser.ask("HEAD", end, None, {}).status == 200
+        assert "Unsubscribe" in browser.get(end).text
+        assert digest.subscriptions.confirmed() == [reader]  # nor is opening this one
+        assert browser.post(end, {"List-Unsubscribe": "One-Click"}).status == 200
+        assert digest.subscriptions.confirmed() == []
         assert browser.submit("/subscribe", "/subscribe", address="nobody").status == 400
-        assert "Über Flüsse" in browser.get("/digest/preview").text or browser.get("/digest/preview").status == 200
+        shown = browser.get("/digest/preview?topic=rivers")
+        assert shown.status == 200
+        assert "anabranch" in shown.text
+        assert digest.outbox.note("served") == f"http://localhost:{browser.port}"
 
 
 def test_from_the_command_line(digest: Digest, anabranch: CommandLine, tmp_path: Path) -> None:

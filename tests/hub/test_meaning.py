@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anabranch.hub import Document, Entry, TextIndex, document, search
-from anabranch.hub.meaning import MeaningIndex, VectorStore, nearest
+from anabranch.hub.meaning import MeaningIndex, Remembering, VectorStore, nearest
 from anabranch.lab import papers
 
 from .test_search import DEVELOPMENT, HELD_OUT
@@ -210,4 +214,97 @@ def test_many_texts_are_embedded_in_a_process_of_their_own(
     assert site.ranker_name() == "meaning"
     assert site.search("one network path per flow")[0].entry.slug == "flow-splitting"
     assert site.progress is None
+    site.close()
+
+
+def test_threads_that_search_at_once_do_not_take_each_others_queries() -> None:
+    """Eight, each with a query of its own; every query is embedded once."""
+    rng = np.random.default_rng(2)
+    docs = [Document("".join(rng.choice(list("abcdef"), 6)), "Fed bad. Cab dab. Face a bee.") for _ in range(40)]
+    queries = ["a bad cab", "dab", "face", "bee", "fed a bee", "cab face", "bad bee", "dab fed"]
+    embed = Letters()
+    words = _OneAtATime(TextIndex(docs))
+
+    def ask(index: MeaningIndex, query: str) -> tuple[object, list[str]]:
+        return dict(index.scores(query)), [index.best_sentence(query, i) for i in range(len(docs))]
+
+    alone = MeaningIndex(docs, words, embed, VectorStore(embed))
+    wanted = [ask(alone, query) for query in queries]
+    index = MeaningIndex(docs, words, embed, VectorStore(embed))
+    before, barrier = embed.calls, threading.Barrier(8)
+
+    def many(query: str) -> list[object]:
+        barrier.wait()
+        return [ask(index, query) for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found, right in zip(pool.map(many, queries), wanted, strict=True):
+            assert all(each == right for each in found)
+    assert embed.calls - before == 8
+
+
+class _OneAtATime:
+    def __init__(self, inner: TextIndex) -> None:
+        self.inner, self.lock = inner, threading.Lock()
+
+    def scores(self, query: str) -> Mapping[int, float]:
+        with self.lock:
+            return self.inner.scores(query)
+
+
+def test_the_latest_queries_are_remembered() -> None:
+    embed = Letters()
+    remembering = Remembering(embed, most=2)
+    for text in ("a", "b", "a", "c", "a", "b"):  # b was the oldest when c came
+        assert np.array_equal(remembering.query(text), Letters()([text])[0])
+    assert embed.calls == 4
+
+
+def test_a_failed_build_says_why_and_is_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anabranch.hub.site import Site
+
+    now, tries = [1000.0], []
+
+    def broken() -> object:
+        tries.append(1)
+        raise sqlite3.OperationalError("disk I/O error") if len(tries) == 1 else RuntimeError("no memory")
+
+    monkeypatch.setattr("anabranch.hub.site.has_model", lambda: True)
+    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", broken)
+    monkeypatch.setattr("anabranch.hub.site.time.monotonic", lambda: now[0])
+    site = Site()
+    for fault in ("OperationalError: disk I/O error", "RuntimeError: no memory"):
+        site.build_meaning()
+        site.build_meaning()  # not at once
+        assert site.meaning_fault == fault
+        assert not site.known().building
+        assert site.search("flow splitting")  # by words
+        now[0] += 601
+    assert len(tries) == 2
+    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", Letters)
+    site.build_meaning()
+    assert site.meaning_fault == ""
+    assert site.ranker_name() == "meaning"
+    site.close()
+
+
+def test_topics_are_judged_by_meaning_from_the_first_issue(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Straight after the start, with the index still to be built."""
+    from anabranch.hub.digest import Digest
+    from anabranch.hub.mail import HubConfig
+    from anabranch.hub.outbox import Outbox
+    from anabranch.hub.site import Site
+    from anabranch.hub.subscriptions import Subscriptions
+
+    monkeypatch.setattr("anabranch.hub.site.has_model", lambda: True)
+    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", Letters)
+    monkeypatch.setattr("anabranch.hub.site.MANY", 10**9)
+    site = Site()
+    digest = Digest(site, Subscriptions(site.db, b"s" * 32), Outbox(site.db), HubConfig("http://hub.example"))
+    now = datetime(2026, 11, 27, 9, tzinfo=UTC)
+    for topic in ("", "rivers"):
+        asked = digest.subscriptions.ask("a@b.c", topic=topic, now=now)
+        digest.subscriptions.confirm(digest.subscriptions.token(asked, "confirm"))
+        digest.queue_due(now)
+        assert site.ranker_name() == ("meaning" if topic else "words")
     site.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.policy
 import os
 import smtplib
@@ -54,11 +55,11 @@ class HubConfig:
     """``hub.toml`` in the data folder.
 
     Args:
-        address: the page's address as readers reach it; links in mails begin with it.
+        address: the page's address as readers reach it; links in mails begin with it. Empty: where it was reached last.
         smtp: where mail goes out; None writes files.
     """
 
-    address: str = "http://localhost:8000"
+    address: str = ""
     smtp: SmtpConfig | None = None
 
 
@@ -129,12 +130,33 @@ class FolderMailer:
             raise Unreached(str(error)) from error
 
 
+class _Patient(smtplib.SMTP):
+    """Waits longer for the answer to the message itself: a server looks into it before it takes it (RFC 5321, 4.5.3.2.6)."""
+
+    data_timeout_s = 0.0
+
+    def data(self, msg: Any) -> tuple[int, bytes]:
+        assert self.sock is not None
+        self.sock.settimeout(self.data_timeout_s)
+        return super().data(msg)
+
+
+class _PatientSsl(_Patient, smtplib.SMTP_SSL):
+    pass
+
+
 @dataclass
 class SmtpMailer:
-    """One connection a message: few mails, and a broken one harms no other."""
+    """One connection a message: few mails, and a broken one harms no other.
+
+    Args:
+        timeout_s: for the connection and each command.
+        data_timeout_s: for the message: whoever gives up too early sends it twice.
+    """
 
     config: SmtpConfig
     timeout_s: float = 30.0
+    data_timeout_s: float = 300.0
 
     @property
     def sender(self) -> str:
@@ -159,15 +181,23 @@ class SmtpMailer:
     def _connected(self) -> Iterator[smtplib.SMTP]:
         config, context = self.config, ssl.create_default_context()
         if config.security == "ssl":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(config.host, config.port, timeout=self.timeout_s, context=context)
+            server: _Patient = _PatientSsl(config.host, config.port, timeout=self.timeout_s, context=context)
         else:
-            server = smtplib.SMTP(config.host, config.port, timeout=self.timeout_s)
-        with server:
+            server = _Patient(config.host, config.port, timeout=self.timeout_s)
+        server.data_timeout_s = self.data_timeout_s
+        try:
             if config.security == "starttls":
                 server.starttls(context=context)
             if config.user:
                 server.login(config.user, os.environ[config.password_env])
             yield server
+            # What is said after the mail was taken changes nothing: whoever took it for a failure would send it again.
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                if server.sock is not None:
+                    server.sock.settimeout(self.timeout_s)
+                server.quit()
+        finally:
+            server.close()
 
 
 def mailer_of(config: HubConfig) -> Mailer:

@@ -10,6 +10,8 @@ import hashlib
 import mmap
 import sqlite3
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,45 @@ def load_embedder(path: str | Path | None = None) -> Embedder:
     from anabranch.language import SentenceEmbedder
 
     return SentenceEmbedder(path or model_folder(), fast=True)
+
+
+class Remembering:
+    """An embedder that threads take turns with, with the vectors of the latest queries remembered.
+
+    Args:
+        inner: does the work.
+        most: queries that are remembered.
+    """
+
+    def __init__(self, inner: Embedder, most: int = 256) -> None:
+        self.name = inner.name
+        self._inner, self._most = inner, most
+        self._working, self._looking = threading.Lock(), threading.Lock()
+        self._latest: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        with self._working:
+            return self._inner(texts)
+
+    def query(self, text: str) -> np.ndarray:
+        """The vector ``[d]`` of a query."""
+        if (vector := self._remembered(text)) is not None:
+            return vector
+        with self._working:
+            if (vector := self._remembered(text)) is not None:  # made while this thread waited
+                return vector
+            made: np.ndarray = self._inner([text])[0]
+            with self._looking:
+                self._latest[text] = made
+                while len(self._latest) > self._most:
+                    self._latest.popitem(last=False)
+            return made
+
+    def _remembered(self, text: str) -> np.ndarray | None:
+        with self._looking:
+            if text in self._latest:
+                self._latest.move_to_end(text)
+            return self._latest.get(text)
 
 
 def vectors_path(embedder: Embedder) -> Path:
@@ -178,12 +219,15 @@ class MeaningIndex:
     embedder: Embedder
     store: VectorStore
     progress: Progress | None = None
+    _queries: Remembering = field(init=False, repr=False)
     _texts: list[list[str]] = field(init=False, repr=False)
     _whole: np.ndarray = field(init=False, repr=False)
     _parts: np.ndarray = field(init=False, repr=False)
     _starts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        given = self.embedder
+        self._queries = given if isinstance(given, Remembering) else Remembering(given)
         self._texts = [_parts_of(doc) for doc in self.documents]
         rows = self.store.get(texts_of(self.documents), self.progress)
         self._whole = rows[: len(self.documents)].astype(np.float32)
@@ -192,14 +236,23 @@ class MeaningIndex:
 
     def scores(self, query: str) -> Mapping[int, float]:
         """Score by position; documents without a common word or a near meaning are left out."""
-        return self._found(query)[0]
+        if not len(self.documents):
+            return {}
+        vector, by_words = self._queries.query(query), self.words.scores(query)
+        near = nearest(self._whole, vector, _CANDIDATES)
+        best = sorted(by_words, key=by_words.__getitem__, reverse=True)[:_CANDIDATES]
+        return self._scored(sorted({*near.tolist(), *best}), vector, by_words)
+
+    def scores_among(self, query: str, among: Sequence[int]) -> Mapping[int, float]:
+        """The same for these positions only, every one of them looked at. O(their sentences)."""
+        return self._scored(among, self._queries.query(query), self.words.scores(query)) if among else {}
 
     def best_sentence(self, query: str, position: int) -> str:
         """The sentence of a document nearest to the query; the title only where there is no other."""
         own = slice(self._starts[position] + 1, self._starts[position + 1])
         if own.start == own.stop:
             return ""
-        products = self._parts[own].astype(np.float32) @ self._vector(query)
+        products = self._parts[own].astype(np.float32) @ self._queries.query(query)
         return self._texts[position][1 + int(products.argmax())]
 
     def similar(self, position: int, k: int = 5) -> list[tuple[int, float]]:
@@ -207,26 +260,12 @@ class MeaningIndex:
         near = nearest(self._whole, self._whole[position], k + 1)
         return [(int(i), float(self._whole[i] @ self._whole[position])) for i in near if i != position][:k]
 
-    def _found(self, query: str) -> tuple[dict[int, float], np.ndarray]:
-        vector = self._vector(query)
-        if not len(self.documents):
-            return {}, vector
-        by_words = self.words.scores(query)
-        near = nearest(self._whole, vector, _CANDIDATES)
-        candidates = sorted({*near.tolist(), *sorted(by_words, key=by_words.__getitem__, reverse=True)[:_CANDIDATES]})
+    def _scored(self, positions: Sequence[int], vector: np.ndarray, by_words: Mapping[int, float]) -> dict[int, float]:
         most = max(by_words.values(), default=1.0) or 1.0
         found = {}
-        for i in candidates:
+        for i in positions:
             parts = self._parts[self._starts[i] : self._starts[i + 1]].astype(np.float32) @ vector
             cosine = (float(self._whole[i] @ vector) + float(parts.max())) / 2
             if i in by_words or cosine >= _LEAST_COSINE:
                 found[i] = MEANING * cosine + WORDS * by_words.get(i, 0.0) / most
-        return found, vector
-
-    def _vector(self, query: str) -> np.ndarray:
-        if query not in self._last:
-            self._last.clear()  # one query is asked for several things in a row
-            self._last[query] = self.embedder([query])[0]
-        return self._last[query]
-
-    _last: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+        return found

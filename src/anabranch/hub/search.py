@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import re
 import sqlite3
 import unicodedata
@@ -181,6 +182,24 @@ class TextIndex:
                     return {row: score for row, score in rows if score >= floor}
         return {}
 
+    def shares(self, query: str) -> dict[int, float]:
+        """How much of the query a document has, by position: the weight of the query's words that it has over that of all,
+        where a word that ``n`` of ``N`` documents have weighs ``log((N + 1) / (n + 1/2))``. Documents without one are left
+        out. O(words of the query * documents that have them)."""
+        (documents,) = self._db.execute("SELECT count(*) FROM text_index").fetchone()
+        have: dict[int, float] = {}
+        total = 0.0
+        for word in query_words(query):
+            rows = self._db.execute(
+                "SELECT rowid FROM text_index WHERE text_index MATCH ?", (_expression([word], False),)
+            )
+            found = [row for (row,) in rows.fetchall()]
+            weight = math.log((documents + 1) / (len(found) + 0.5))
+            total += weight
+            for row in found:
+                have[row] = have.get(row, 0.0) + weight
+        return {row: weight / total for row, weight in have.items()}
+
 
 def search(entries: Sequence[Entry], query: str, k: int = 10, *, ranker: Ranker | None = None) -> list[Hit]:
     """The ``k`` entries that fit ``query`` best, best first; ties go to the newer.
@@ -210,6 +229,13 @@ def search(entries: Sequence[Entry], query: str, k: int = 10, *, ranker: Ranker 
     else:
         scores = ranker.scores(query)
     best = heapq.nsmallest(k, scores, key=lambda i: (-scores[i], newest[i], i))
+    return explained(entries, query, best, scores, ranker)
+
+
+def explained(
+    entries: Sequence[Entry], query: str, best: Sequence[int], scores: Mapping[int, float], ranker: Ranker | None
+) -> list[Hit]:
+    """The entries at the positions ``best`` as hits, each with the sentence that fits the query."""
     if isinstance(ranker, ExplainingRanker):
         found = [ranker.best_sentence(query, i) for i in best]
     else:

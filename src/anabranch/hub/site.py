@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from anabranch.hub.embedding_apart import MANY, Apart
 from anabranch.hub.encoder_files import has_model
 from anabranch.hub.ended_runs import EndedRuns
 from anabranch.hub.search import Document, Hit, Ranker, TextIndex, document, search
+from anabranch.hub.topics import fitting
 from anabranch.hub.views import catalogue_path
 from anabranch.hub.votes import Activity, Votes, Window, name_of, trending, window_of
 from anabranch.lab import Claim, Paper
@@ -31,6 +34,8 @@ from anabranch.lab.results import Result, result_verdicts
 from anabranch.lab.verdicts import Verdict, threshold_text
 
 Version = tuple[int, int, Stamps]
+_BUILD_AGAIN_S = 600.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ClaimRow:
     claim: Claim
     verdict: Verdict | None
     stale: bool
+    unreadable: bool = False
 
     @property
     def outcome(self) -> str:
@@ -48,6 +54,8 @@ class ClaimRow:
 
     @property
     def words(self) -> str:
+        if self.unreadable:
+            return "not checked: the file of the result cannot be read"
         return self.verdict.words(self.claim) if self.verdict else "not checked"
 
     @property
@@ -96,7 +104,7 @@ class _Known:
     entries: list[Entry]
     by_key: dict[str, int]
     documents: list[Document]
-    words: Ranker
+    words: _Locked
     by_meaning: meaning.MeaningIndex | None = None
     building: bool = False
 
@@ -111,6 +119,7 @@ class Site:
         committed: the committed results.
         ended: the runs that have ended here.
         progress: texts embedded and texts to embed, while the index by meaning is being built; else None.
+        meaning_fault: why the index by meaning could not be built, until it can; it is tried again after ten minutes.
         use_meaning: whether to search by meaning where the encoder is here. It is loaded in the background by the first
             search; until it is ready words are searched.
     """
@@ -123,6 +132,8 @@ class Site:
     committed: CommittedResults = field(default_factory=CommittedResults, repr=False)
     ended: EndedRuns = field(default_factory=EndedRuns, repr=False)
     progress: tuple[int, int] | None = field(default=None, init=False)
+    meaning_fault: str = field(default="", init=False)
+    _build_again: float = field(default=0.0, init=False, repr=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
     _apart: Apart = field(default_factory=Apart, repr=False)
@@ -148,6 +159,11 @@ class Site:
         It asks the file itself, in 50 microseconds, and waits for nobody who reads."""
         with self._lock:
             return self._data_version(), self.db.total_changes, self.committed.stamps()
+
+    @property
+    def state(self) -> tuple[int, Stamps, str]:
+        """Changes when what a search finds does: the entries, the committed results, what a search goes by."""
+        return self.known().version, self.committed.stamps(), self.ranker_name()
 
     def _data_version(self) -> int:
         with self._lock:
@@ -267,36 +283,60 @@ class Site:
         return "meaning" if self.known().by_meaning is not None else "words"
 
     def _ranker(self, known: _Known) -> Ranker:
-        if known.by_meaning is None and self.use_meaning and has_model():
+        if known.by_meaning is None and self._may_build():
             with self._reading:
                 start, known.building = not known.building, True
             if start:
                 threading.Thread(target=self._build, args=(known,), name="meaning", daemon=True).start()
         return known.by_meaning or known.words
 
+    def _may_build(self) -> bool:
+        return self.use_meaning and time.monotonic() >= self._build_again and has_model()
+
     def build_meaning(self) -> None:
-        """Build the index by meaning now, in this thread; seconds for tens of papers, minutes for thousands the first time."""
-        self._build(self.known())
+        """Build the index by meaning now, in this thread; seconds for tens of papers, minutes for thousands the first time.
+
+        Nothing is done where it is there, the encoder is not, or building failed in the last ten minutes."""
+        known = self.known()
+        if known.by_meaning is None and self._may_build():
+            self._build(known)
+
+    def fitting(self, topic: str, entries: Sequence[Entry], k: int = 20) -> list[Hit]:
+        """Those of ``entries`` that are about ``topic``, at most ``k``: :func:`anabranch.hub.topics.fitting`."""
+        known = self.known()
+        among = [i for e in entries if (i := known.by_key.get(f"entry-{e.id}")) is not None]
+        return fitting(known.entries, topic, among, k, ranker=known.by_meaning or known.words)
 
     def _build(self, known: _Known) -> None:
-        with contextlib.suppress(ValueError, OSError, ImportError):  # words stay
+        try:
             with self._embedding:  # one at a time: a later one finds in the store what an earlier one has made
-                if self._embedder is None:
-                    self._embedder = _OneAtATime(meaning.load_embedder())
-                path = meaning.vectors_path(self._embedder)
-                store = meaning.VectorStore(self._embedder, path)
-                try:
-                    missing = store.missing(meaning.texts_of(known.documents))
-                    if len(missing) >= MANY:
-                        self._apart.fill(missing, path, self._progressed)
-                    del missing
-                    known.by_meaning = meaning.MeaningIndex(
-                        known.documents, known.words, self._embedder, store, self._progressed
-                    )
-                finally:
-                    store.close()
-                    self.progress = None
-            _give_back()
+                if known.by_meaning is None:
+                    self._embed(known)
+        except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # words stay
+            self.meaning_fault = f"{type(error).__name__}: {error}"
+            self._build_again = time.monotonic() + _BUILD_AGAIN_S
+            _log.warning("the index by meaning could not be built: %s", self.meaning_fault)
+        else:
+            self.meaning_fault = ""
+        finally:
+            known.building = False
+        _give_back()
+
+    def _embed(self, known: _Known) -> None:
+        if self._embedder is None:
+            self._embedder = meaning.Remembering(meaning.load_embedder())
+        path = meaning.vectors_path(self._embedder)
+        store = meaning.VectorStore(self._embedder, path)
+        try:
+            missing = store.missing(meaning.texts_of(known.documents))
+            if len(missing) >= MANY:
+                self._apart.fill(missing, path, self._progressed)
+            del missing
+            parts = known.documents, known.words, self._embedder, store, self._progressed
+            known.by_meaning = meaning.MeaningIndex(*parts)
+        finally:
+            store.close()
+            self.progress = None
 
     def _progressed(self, done: int, of: int) -> None:
         self.progress = (done, of)
@@ -313,7 +353,8 @@ class Site:
         for each in [paper] if paper else papers():
             result, stale = self.results().get(each.slug, (None, False))
             verdicts: dict[str, Verdict] = result_verdicts(result) if result else {}
-            rows += [ClaimRow(each, claim, verdicts.get(claim.name), stale) for claim in each.claims]
+            bad = each.slug in self.committed.faults()
+            rows += [ClaimRow(each, claim, verdicts.get(claim.name), stale, bad) for claim in each.claims]
         return rows
 
     def badge(self, slug: str) -> dict[str, Any]:
@@ -354,15 +395,6 @@ class _Locked:
         with self.lock:
             return self.ranker.scores(query)
 
-
-class _OneAtATime:
-    """An embedder that threads take turns with, with the latest queries remembered."""
-
-    def __init__(self, inner: meaning.Embedder) -> None:
-        self.name = inner.name
-        self._inner: Callable[[Sequence[str]], Any] = inner
-        self._lock = threading.Lock()
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        with self._lock:
-            return self._inner(texts)
+    def shares(self, query: str) -> dict[int, float]:
+        with self.lock:
+            return self.ranker.shares(query)

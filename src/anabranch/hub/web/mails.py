@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -9,6 +11,7 @@ from starlette.routing import Route
 
 from anabranch.hub.web.context import context_of
 from anabranch.hub.web.pages import checked_form
+from anabranch.hub.web.safety import is_loopback
 
 _EMPTY = {"address": "", "topic": "", "cadence": "daily", "zone": ""}
 
@@ -26,9 +29,9 @@ async def subscribe(request: Request) -> Response:
         except ValueError as error:
             problem = str(error)
         else:
-            if asked.state != "confirmed":
-                await run_in_threadpool(context.digest.ask_to_confirm, asked)
-                context.post.wake()
+            await run_in_threadpool(context.digest.served_at, _address(request))
+            await run_in_threadpool(context.digest.ask_to_confirm, asked)
+            context.post.wake()
             # The same words whether or not the address was known: the page tells nobody who subscribes.
             text = f"If {asked.address} is yours, open the link in the mail that is on its way."
             return context.render(request, "said.html.j2", title="One more step", text=text, action="", label="")
@@ -39,10 +42,10 @@ async def subscribe(request: Request) -> Response:
 async def confirm(request: Request) -> Response:
     """The link in the mail: a button, so that a mail scanner that opens links confirms nothing."""
     context, token = context_of(request), request.query_params.get("token", "")
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD, too, comes here: programs that look at links before people do
         return context.render(
             request, "said.html.j2", title="Confirm your subscription", text="One click, and the digest comes.",
-            action=f"/confirm?token={token}", label="Confirm",
+            action=f"/confirm?token={quote(token)}", label="Confirm",
         )  # fmt: skip
     await checked_form(request)
     try:
@@ -58,10 +61,10 @@ async def confirm(request: Request) -> Response:
 async def unsubscribe(request: Request) -> Response:
     """One click in the mail program (RFC 8058 posts here), or the button on this page; the signed link is the permission."""
     context, token = context_of(request), request.query_params.get("token", "")
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD, too, comes here: programs that look at links before people do
         return context.render(
             request, "said.html.j2", title="Unsubscribe", text="No more digests to this address?",
-            action=f"/unsubscribe?token={token}", label="Unsubscribe",
+            action=f"/unsubscribe?token={quote(token)}", label="Unsubscribe",
         )  # fmt: skip
     try:
         found = await run_in_threadpool(context.digest.subscriptions.unsubscribe, token)
@@ -82,11 +85,19 @@ async def unsubscribe(request: Request) -> Response:
 def preview(request: Request) -> Response:
     """What the mail looks like: of the last week that brought anything, with ``?topic=``."""
     context = context_of(request)
+    context.digest.served_at(_address(request))
     message = context.digest.example(request.query_params.get("topic", ""))
     body = message.get_body(("html",))
     assert body is not None
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return HTMLResponse(body.get_content(), headers={"content-security-policy": policy})
+
+
+def _address(request: Request) -> str:
+    """Where this request came in, by the socket: a Host header may say anything."""
+    host, port = request.scope.get("server") or ("localhost", 8000)
+    name = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
 
 
 ROUTES = [
