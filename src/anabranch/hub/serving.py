@@ -54,6 +54,8 @@ def serve(
     site.results()
     access: Any = "public" if public else "login"
     app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts), access=access)
+    if is_loopback(host):  # links in mails; behind a name hub.toml has to say the address
+        app.state.context.digest.served_at(f"http://localhost:{port}")
     shown = f"http://{'localhost' if is_loopback(host) else host}:{port}/" + (f"?token={token}" if token else "")
     say(f"anabranch is at {shown}  (Ctrl-C ends it)")
     if open_browser:

@@ -32,7 +32,7 @@ def model_digest(loaded: CausalModel) -> str:
     """SHA-256 of the configuration and of all weights with their names, shapes and types: equal for copies of one model, wherever
     they lie. O(bytes of the weights)."""
     found = hashlib.sha256()
-    config = {key: value for key, value in loaded.model.config.to_dict().items() if key not in _OF_THE_COPY}
+    config = {key: value for key, value in loaded.config.to_dict().items() if key not in _OF_THE_COPY}
     found.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(loaded.model.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

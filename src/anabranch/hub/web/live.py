@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ class Tail:
         self._task: asyncio.Task[None] | None = None
         self._read_bytes = 0
 
-    async def follow(self, after: int) -> AsyncIterator[bytes]:
+    async def follow(self, after: int) -> AsyncGenerator[bytes, None]:
         """Events with a number above ``after``, each once and in order, until the run has ended."""
         self.listeners += 1
         if self._task is None:

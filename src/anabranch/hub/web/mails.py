@@ -35,8 +35,10 @@ async def subscribe(request: Request) -> Response:
             # The same words whether or not the address was known: the page tells nobody who subscribes.
             text = f"If {asked.address} is yours, open the link in the mail that is on its way."
             return context.render(request, "said.html.j2", title="One more step", text=text, action="", label="")
-    status = 400 if problem else 200
-    return context.render(request, "subscribe.html.j2", status=status, problem=problem, given=given, title="Digest")
+    status, trouble = 400 if problem else 200, context.post.last_error is not None
+    return context.render(
+        request, "subscribe.html.j2", trouble=trouble, status=status, problem=problem, given=given, title="Digest"
+    )
 
 
 async def confirm(request: Request) -> Response:

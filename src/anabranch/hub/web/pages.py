@@ -47,6 +47,7 @@ def everything(request: Request) -> Response:
         ranker=context.site.ranker_name(),
         progress=context.site.progress,
         encoder=context.site.use_meaning and has_model(),
+        fault=context.site.meaning_fault,
         title=f"{query} - search",
     )
 
@@ -93,6 +94,7 @@ def paper(request: Request) -> Response:
     with_figures = next((run for run in runs if run.state == "finished" and run.figures), None)
     return context.render(
         request, "paper.html.j2", paper=entry.paper, claims=context.site.claims(entry.paper), result=result, stale=stale,
+        fault=context.site.committed.faults().get(entry.paper.slug, ""),
         runs=runs[:8], scales=scales, drawn=with_figures, **shared,
     )  # fmt: skip
 
