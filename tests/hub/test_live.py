@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("starlette", reason="the extra hub is not installed")
+from anabranch.hub import run_queue
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.web.live import Tails
-from anabranch.lab import LabError
+from anabranch.lab import LabError, find_run
+from anabranch.lab.execution import execute_queued
 from anabranch.lab.runs import RunFolder, list_runs, read_run
 
 from .page_server import Browser, page_server
@@ -246,3 +248,62 @@ def test_a_number_that_went_to_another_process_is_not_killed(home: Path, plugin:
         finally:
             innocent.kill()
             innocent.wait()
+
+
+def test_a_worker_that_dies_before_its_run_ends_the_run(
+    home: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_queue, "_WORKER", "raise SystemExit('no cluster there')")
+    queue = RunQueue(poll_s=0.05)
+    queue.start()
+    try:
+        run_id = queue.submit(plugin, "smoke")
+        deadline = time.monotonic() + 60
+        while (run := find_run(run_id)).state == "queued" and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        queue.stop()
+    assert run.state == "failed"
+    assert "before it began" in str(run.error)
+    assert "no cluster there" in str(run.error)
+
+
+def test_two_servers_start_a_run_once(home: Path, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the start of a worker and its lock on the run lie seconds of imports."""
+    monkeypatch.setattr(run_queue, "_WORKER", "import time; time.sleep(60)")
+    queues = [RunQueue(poll_s=0.02) for _ in range(2)]
+    run_id = queues[0].submit(plugin, "smoke")
+    for queue in queues:
+        queue.start()
+    time.sleep(1.0)
+    for queue in queues:
+        queue.stop()
+    workers = [process for queue in queues for process in queue._processes.values()]
+    assert [list(queue._processes) for queue in queues].count([run_id]) == 1
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_run_says_which_code_did_it(home: Path, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has run for days knows the code of days ago."""
+    queue = RunQueue()
+    run_id = queue.submit(plugin, "smoke")
+    folder = find_run(run_id).folder
+    header = json.loads((folder / "run.json").read_bytes())
+    (folder / "run.json").write_text(json.dumps({**header, "code": "0" * 16, "commit": "of old"}))
+    run = execute_queued(folder)
+    assert run.header["code"] == header["code"]
+    assert run.header["commit"] == header["commit"]
+
+
+def test_runs_that_have_ended_are_not_read_again(home: Path, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = RunQueue()
+    ended = execute_queued(find_run(queue.submit(plugin, "smoke")).folder).id
+    waiting = queue.submit(plugin, "smoke")
+    assert [run.id for run in queue._open_runs()] == [waiting]
+    read: list[str] = []
+    monkeypatch.setattr(run_queue, "read_run", lambda folder: (read.append(folder.name), read_run(folder))[1])
+    assert [run.id for run in queue._open_runs()] == [waiting]
+    assert read == [waiting]
+    assert ended not in read

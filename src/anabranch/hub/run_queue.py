@@ -13,12 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from anabranch.lab import LabError, Request, Run, find_run, list_runs, read_run
 from anabranch.lab.execution import header_for
+from anabranch.lab.places import home, runs_folder
 from anabranch.lab.queued import thread_limits
 from anabranch.lab.runs import RunFolder
 
@@ -45,6 +46,9 @@ class RunQueue:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._ended: set[str] = (
+            set()
+        )  # folders that are over: nothing is left to do with them, so they are not read again
 
     def start(self) -> None:
         """Begin to work, with what an earlier server left in the queue."""
@@ -133,19 +137,62 @@ class RunQueue:
             self._wake.clear()
 
     def _step(self) -> None:
-        for run_id, process in list(self._processes.items()):
-            if process.poll() is not None:
-                del self._processes[run_id]
-        ours = [run for run in list_runs() if run.header.get("executor") == PAGE]
+        ours = self._open_runs()
+        for run in ours:
+            process = self._processes.get(run.id)
+            if process is not None and process.poll() is not None:
+                del self._processes[run.id]
+                if run.state == "queued":  # it never came to the run: without a word it would be tried for ever
+                    _give_up(run, process.returncode)
+        for run_id in self._processes.keys() - {run.id for run in ours}:
+            self._processes.pop(run_id).poll()
         running = {run.id for run in ours if run.state == "running"} | set(self._processes)
         for run in ours:
             if len(running) >= self._workers:
                 return
             if run.state == "queued" and run.id not in running:
-                with self._lock:
-                    if read_run(run.folder).state == "queued":
+                with self._lock, _alone():
+                    # Another server on the same folders may have begun it since.
+                    if read_run(run.folder).state == "queued" and _worker_of(run.folder) is None:
                         self._processes[run.id] = _spawn(run.folder, self._where, self._workers)
                 running.add(run.id)
+
+    def _open_runs(self) -> list[Run]:
+        """Runs of the page that have not ended, oldest first. Cost: one read of the log of every run that goes on."""
+        root, found = runs_folder(), []
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            if folder.name in self._ended or folder.name.startswith(".") or not folder.is_dir():
+                continue
+            try:
+                run = read_run(folder)
+            except LabError:  # being made, or damaged
+                continue
+            if run.state in ("queued", "running") and run.header.get("executor") == PAGE:
+                found.append(run)
+            elif run.state != "running":
+                self._ended.add(folder.name)
+        return found
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One server at a time looks whether a run waits and starts it."""
+    with (home() / "queue.lock").open("a") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _give_up(run: Run, code: int) -> None:
+    """Write down that the worker ended before it began."""
+    log = run.folder / "log.txt"
+    tail = log.read_text("utf-8", "replace").strip().splitlines()[-1:] if log.is_file() else []
+    with contextlib.suppress(LabError), RunFolder.adopt(run.folder) as folder:
+        folder.log.write("start", slug=run.slug, scale=run.scale, seed=run.seed, pid=os.getpid())
+        error = f"its process ended with code {code} before it began" + (f": {tail[0]}" if tail else "")
+        folder.log.write("end", state="failed", error=error)
 
 
 def _spawn(folder: Path, where: str, workers: int) -> subprocess.Popen[bytes]:
@@ -196,7 +243,7 @@ def work(folder: str, where: str) -> None:
 
 
 def _end(folder: Path, pid: int) -> None:
-    """SIGTERM to the run's process group, SIGKILL when it does not listen."""
+    """SIGTERM to the run, which ends what it has begun; SIGKILL to its whole process group when it does not listen."""
     deadline = time.monotonic() + _KILL_AFTER_S
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
@@ -205,8 +252,3 @@ def _end(folder: Path, pid: int) -> None:
                 return
             time.sleep(0.1)
         os.killpg(os.getpgid(pid), signal.SIGKILL)
-
-
-def page_runs() -> list[Run]:
-    """Runs that were started from the page, oldest first."""
-    return [run for run in list_runs() if run.header.get("executor") == PAGE]

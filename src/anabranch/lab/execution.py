@@ -101,8 +101,21 @@ def execute(
 def execute_queued(path: Path, *, listener: Listener | None = None) -> Run:
     """Run the queued run in folder ``path`` in this process."""
     with RunFolder.adopt(path) as folder:
+        _restate(folder)
         _run(folder, listener)
     return read_run(path)
+
+
+def _restate(folder: RunFolder) -> None:
+    """Write down the code and the machine that really do the run: it may have waited while both changed."""
+    head, dirty = commit()
+    found = {
+        "commit": head,
+        "dirty": dirty,
+        "code": code_hash(module_of(folder.header["slug"])),
+        "environment": describe_environment(),
+    }
+    folder.restate(found)
 
 
 def _run(folder: RunFolder, listener: Listener | None) -> None:

@@ -1,8 +1,9 @@
 """A run is a folder, and the folder is the only truth.
 
-``runs/<id>/`` holds ``run.json`` (the immutable header), ``events.jsonl`` (append-only), ``artefacts/`` and ``lock``, which the
-running process holds. The state of a run is a fold over these; nothing else is stored. A folder appears under its name
-only when it is complete (it is made beside and renamed), so a crash at any moment leaves every folder readable.
+``runs/<id>/`` holds ``run.json`` (the header, fixed once the run begins), ``events.jsonl`` (append-only), ``artefacts/`` and
+``lock``, which the running process holds. The state of a run is a fold over these; nothing else is stored. A folder appears
+under its name only when it is complete (it is made beside and renamed), so a crash at any moment leaves every folder
+readable.
 """
 
 from __future__ import annotations
@@ -219,6 +220,14 @@ class RunFolder:
             os.close(lock)
             raise LabError(f"run {folder.name} was started before; start a new one with --resume {folder.name}")
         return cls(folder, run.header, lock)
+
+    def restate(self, fields: dict[str, Any]) -> None:
+        """Change the header of a run that has not begun."""
+        changed = to_jsonable({**self.header, **fields})
+        if changed != self.header:
+            self.header = changed
+            content = json.dumps(changed, indent=1, ensure_ascii=False).encode()
+            write_atomically(self.folder / "run.json", content)
 
     @property
     def artefacts(self) -> Path:
