@@ -70,7 +70,6 @@ def test_an_experiment_defines_no_method(path: Path) -> None:
 
 
 AWAITING_A_CHECK = {
-    "nanoflow",
     "splitwise",
 }  # they run, and their claims say "not checked" until a result is committed
 
