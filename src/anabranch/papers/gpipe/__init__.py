@@ -142,6 +142,7 @@ assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_
             says="The gradient is that of the whole mini-batch, whatever the numbers of stages and of micro-batches.",
             where="section 2.2 (from general knowledge of the paper, not checked)",
             read_in="secondary",
+            published_setting="synchronous updates, any number of partitions and micro-batches",
             measure="gradient-error",
             at_most=1e-12,
             setting_here="float64 vision transformer, 11 samples, 1 to 4 stages in one process and 2 in 2, M = 1, 2, 3, 5 and 8: "
