@@ -78,7 +78,7 @@ def test_cancelling_ends_the_task_and_keeps_what_was_measured(page: Browser) -> 
     until(lambda: bool(run_of(run_id).series))
     worker = next(event["pid"] for event in run_of(run_id).events if event["type"] == "start")
     page.submit(f"/runs/{run_id}", f"/runs/{run_id}/cancel")
-    until(lambda: run_of(run_id).state == "cancelled", 30)
+    until(lambda: run_of(run_id).state == "cancelled", 90)
     assert run_of(run_id).series
     until(lambda: not _is_at_work(worker), 30)  # no process of it is left
     another = start(page)  # and the queue goes on
@@ -89,7 +89,7 @@ def test_cancelling_before_the_cluster_is_up_stays_cancelled(page: Browser) -> N
     run_id = start(page, rounds="200", pause_s="0.5")
     until(lambda: bool(re.search("queued|running", run_of(run_id).state)))
     page.submit(f"/runs/{run_id}", f"/runs/{run_id}/cancel")
-    until(lambda: run_of(run_id).state == "cancelled", 30)
+    until(lambda: run_of(run_id).state == "cancelled", 90)
     another = start(page)
     until(lambda: run_of(another).state == "finished")
     assert run_of(run_id).state == "cancelled"
