@@ -19,7 +19,9 @@ from anabranch._page_commands import register as register_page
 from anabranch.lab.errors import LabError
 
 # Frozen: what is not here belongs to a package.
-TOP_LEVEL = ("papers", "show", "run", "check", "runs", "report", "compare", "data", "serve", "import", "export", "digest")  # fmt: skip
+TOP_LEVEL = (
+    "papers", "show", "run", "check", "runs", "report", "compare", "data", "serve", "import", "export", "digest"
+)  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parent
 
 
