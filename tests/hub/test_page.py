@@ -110,7 +110,7 @@ def test_headers_keep_strangers_out(page: Browser) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     cookie = headers["set-cookie"]
     assert "HttpOnly" in cookie
-    assert "SameSite=Lax" in cookie  # a link in a mail finds the session; forms have their token and origin
+    assert "SameSite=Lax" in cookie  # a link in a mail finds the cookie; forms have their token and origin
 
 
 def test_other_names_of_this_machine_are_refused(page: Browser) -> None:
