@@ -10,7 +10,9 @@ import torch
 from anabranch.attention import (
     FLOW_PRESETS,
     FlowAttentionState,
+    _compiled_causal,
     _scan,
+    causal,
     flow_attention,
     flow_attention_causal,
     flow_attention_cumulative,
@@ -32,10 +34,14 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTI
 @pytest.mark.parametrize("chunk", [1, 7, 16, 64])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("entries", [1 << 17, 300])
+@pytest.mark.parametrize("compiled", [True, False])
 def test_equals_the_explicit_matrix(
-    options: dict, chunk: int, masked: bool, entries: int, monkeypatch: pytest.MonkeyPatch
+    options: dict, chunk: int, masked: bool, entries: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_scan, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(_compiled_causal, "_BLOCK_ENTRIES", entries)
+    if not compiled:
+        monkeypatch.setattr(causal, "attend_causal_compiled", lambda *_: None)
     q, k, v = heads(53)
     mask = some(2, 53) if masked else None
     expected = flow_attention_matrix(q, k, is_causal=True, q_mask=mask, **options) @ v
@@ -84,9 +90,19 @@ def test_a_prefix_does_not_know_what_follows(p: int) -> None:
     assert gap(y[:, :, :p], flow_attention_causal(q[:, :, :p], k[:, :, :p], v[:, :, :p])) <= 1e-6
 
 
-@pytest.mark.parametrize("method", ["plain", "redo"])
-def test_gradient_with_respect_to_later_tokens_is_zero(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def cut_small(method: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Blocks of one chunk; "scan" stands for "redo" without the compiled kernels, as on another device."""
     monkeypatch.setattr(_scan, "BLOCK_ENTRIES", 1)
+    monkeypatch.setattr(_compiled_causal, "_BLOCK_ENTRIES", 1)
+    if method == "scan":
+        monkeypatch.setattr(causal, "attend_causal_compiled", lambda *_: None)
+        return "redo"
+    return method
+
+
+@pytest.mark.parametrize("method", ["plain", "scan", "redo"])
+def test_gradient_with_respect_to_later_tokens_is_zero(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = cut_small(method, monkeypatch)
     inputs = [x.requires_grad_() for x in heads(20)]
     y = flow_attention_causal(*inputs, chunk=4, method=method)
     for grad in torch.autograd.grad(y[:, :, 9].sum(), inputs):
@@ -107,9 +123,9 @@ def test_masked_tokens_are_as_if_deleted(options: dict) -> None:
 
 
 @each_option
-@pytest.mark.parametrize("method", ["plain", "redo"])
+@pytest.mark.parametrize("method", ["plain", "scan", "redo"])
 def test_gradients(options: dict, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scan, "BLOCK_ENTRIES", 1)
+    method = cut_small(method, monkeypatch)
     if options.get("clamp") == (-1.0, 1.0):
         options = {**options, "clamp": (0.9, 1.1)}
     inputs = [x.requires_grad_() for x in heads(6, batch=1, n_heads=1, d=2, e=2)]
@@ -120,7 +136,7 @@ def test_gradients(options: dict, method: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("method", ["plain", "redo"])
 def test_a_state_carries_values_and_gradients(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scan, "BLOCK_ENTRIES", 1)
+    method = cut_small(method, monkeypatch)
     inputs = [x.requires_grad_() for x in heads(31)]
     whole = flow_attention_causal(*inputs, method=method)
     state, parts = None, []

@@ -156,15 +156,17 @@ def test_second_and_forward_derivatives_by_the_plain_form() -> None:
 
 
 def test_groups_of_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anabranch.attention import _fused_flow
+    from anabranch.attention import _compiled_flows
 
     q, k, v = heads(20, 17, batch=3, n_heads=4)
     mask, weight = some(3, 17), torch.rand(3, 20, dtype=torch.float64)
     grads, outputs = [], []
     for entries in (1 << 17, 400, 200, 1):
-        monkeypatch.setattr(_fused_flow, "_GROUP_ENTRIES", entries)
+        monkeypatch.setattr(_compiled_flows, "_GROUP_ENTRIES", entries)
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
         y = flow_attention(*inputs, kv_mask=mask, q_weight=weight, method="fused")
+        with torch.no_grad():
+            assert gap(flow_attention(*inputs, kv_mask=mask, q_weight=weight), y) <= 1e-14
         outputs.append(y.detach())
         grads.append(torch.autograd.grad((y * y.detach().cos()).sum(), inputs))
     for y, found in zip(outputs, grads, strict=True):

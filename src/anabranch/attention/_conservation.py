@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from anabranch.attention._compiled_flows import compiled_flows
 from anabranch.attention._flow_types import Conserved, Options, Sums
 
 AllReduce = Callable[[Tensor], Tensor]
@@ -76,19 +75,13 @@ def conserve(
     reduce: AllReduce | None = None,
     reduce_max: AllReduce | None = None,
     everything: bool = False,
-    compiled: bool = False,
 ) -> Conserved:
     """Flows from features; ``reduce`` sums over the processes that share a sequence.
 
-    Conserved flows that an ablation has no use for are left out unless ``everything`` is asked for. ``compiled``: by kernels
-    that leave no tape, for the heads of one process.
+    Conserved flows that an ablation has no use for are left out unless ``everything`` is asked for.
     """
     n, m = total_weight(u, Q, reduce), total_weight(w, K, reduce)
-    if compiled:
-        flows = compiled_flows(Q, K, u, w, options)
-    else:
-        flows = _flows(Q, K, u, w, options, reduce, everything)
-    incoming, outgoing, conserved_in, conserved_out, sums = flows
+    incoming, outgoing, conserved_in, conserved_out, sums = _flows(Q, K, u, w, options, reduce, everything)
     competition, allocation = torch.ones_like(outgoing), torch.ones_like(incoming)
     if options.competition:
         wanted = conserved_out if options.clamp is None else conserved_out.clamp(*options.clamp)
@@ -133,21 +126,16 @@ def attend(
     reduce: AllReduce | None = None,
     reduce_max: AllReduce | None = None,
     everything: bool = False,
-    out: Tensor | None = None,
-    compiled: bool = False,
 ) -> tuple[Tensor, Conserved, Tensor]:
-    """The plain form: output, flows and the matrix ``[L, d, e]``; differentiable to any order, in any mode.
-
-    Not so with ``out``, where the output goes, and with ``compiled``.
-    """
+    """The plain form: output, flows and the matrix ``[L, d, e]``; differentiable to any order, in any mode."""
     Q, K = options.feature_map(q), options.feature_map(k)
-    flows = conserve(Q, K, u, w, options, reduce, reduce_max, everything, compiled)
+    flows = conserve(Q, K, u, w, options, reduce, reduce_max, everything)
     share = flows.competition if w is None else flows.competition * w
     values = K.mT @ (share.unsqueeze(-1) * v)
     if reduce is not None:
         values = reduce(values)
     scale = flows.allocation * over(present(u), flows.incoming)
-    return torch.matmul(Q, values, out=out).mul_(scale.unsqueeze(-1)), flows, values
+    return (Q @ values) * scale.unsqueeze(-1), flows, values
 
 
 def present(weight: Tensor | None) -> Tensor | None:

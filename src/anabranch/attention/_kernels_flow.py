@@ -1,7 +1,7 @@
-"""Flow conservation and its gradient in one pass per side, compiled: in torch each is a dozen calls that read everything again.
+"""Flow-Attention but for its two products, head after head, compiled: in torch some thirty calls that read everything again.
 
-Arrays of flattened heads, ``Q [L, n, d]``, ``K [L, m, d]``; weights ``u [L, n]`` and ``w [L, m]`` have no columns where they
-are ones. All of one dtype.
+Arrays of flattened heads: ``q [L, n, d]``, ``k [L, m, d]``, ``v [L, m, e]``; weights ``u [L, n]`` and ``w [L, m]`` have no
+columns where they are ones. All of one dtype. What a token of weight 0 holds is not read.
 """
 
 import typing
@@ -9,42 +9,96 @@ import typing
 import numpy as np
 from numba import njit
 
+from anabranch.attention._kernels_exp import exp
+
+IDENTITY, SIGMOID, RELU, ELU = range(4)
+RELU_FLOOR = 1e-6  # added to the positive part
+BLOCK = 64  # rows that are read again while they are in the nearest cache
+
 # No assumption about infinities and NaN: bad values must come out as bad values.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 @typing.no_type_check
-def add_rows(x, weight, into):
-    """``into += sum_i weight_i x_i``."""
-    weighted = weight.shape[0] > 0
-    for i in range(x.shape[0]):
-        if not weighted:
-            for c in range(x.shape[1]):
-                into[c] += x[i, c]
-        elif weight[i] > 0:
-            factor = weight[i]
-            for c in range(x.shape[1]):
-                into[c] += factor * x[i, c]
+def features(x, kind, out):
+    """The features of every number of ``x [n d]``."""
+    one, zero, floor = x.dtype.type(1), x.dtype.type(0), x.dtype.type(RELU_FLOOR)
+    if kind == SIGMOID:
+        for c in range(x.shape[0]):
+            out[c] = one / (one + exp(-x[c]))
+    elif kind == RELU:
+        for c in range(x.shape[0]):
+            out[c] = (zero if x[c] < zero else x[c]) + floor
+    elif kind == ELU:
+        for c in range(x.shape[0]):
+            out[c] = exp(zero if x[c] > zero else x[c]) + (zero if x[c] < zero else x[c])
+    else:
+        for c in range(x.shape[0]):
+            out[c] = x[c]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 @typing.no_type_check
-def receive(x, weight, vector, base, flow, into):
-    """``flow_i = x_i . vector + base``, and ``into += sum_i weight_i / flow_i x_i`` where ``into`` has columns."""
-    weighted, wanted = weight.shape[0] > 0, into.shape[0] > 0
-    for i in range(x.shape[0]):
-        s = base
+def gather(x, factor, into):
+    """``into += sum_i factor_i x_i``, four rows at a time: the sums are loaded and stored once for them."""
+    n = x.shape[0]
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        f0, f1, f2, f3 = factor[i], factor[i + 1], factor[i + 2], factor[i + 3]
         for c in range(x.shape[1]):
-            s += x[i, c] * vector[c]
-        flow[i] = s
-        if wanted and (not weighted or weight[i] > 0):
-            share = (weight[i] if weighted else x.dtype.type(1)) / s
+            into[c] += (f0 * x[i, c] + f1 * x[i + 1, c]) + (f2 * x[i + 2, c] + f3 * x[i + 3, c])
+    for i in range(whole, n):
+        for c in range(x.shape[1]):
+            into[c] += factor[i] * x[i, c]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@typing.no_type_check
+def all_features(x, kind, weight, out, factor, into):
+    """``out_i = features of x_i``, ``into += sum_i weight_i out_i``; ``factor`` is scratch. Gives the sum of the weights."""
+    n, d = x.shape
+    factor[:] = 1
+    total = x.dtype.type(n)
+    if weight.shape[0] > 0:
+        factor[:] = weight
+        total = weight.sum()
+    for begin in range(0, n, BLOCK):
+        end = min(begin + BLOCK, n)
+        features(x[begin:end].reshape((end - begin) * d), kind, out[begin:end].reshape((end - begin) * d))
+        if weight.shape[0] > 0:
+            for i in range(begin, end):
+                if not weight[i] > 0:
+                    out[i] = 0
+        gather(out[begin:end], factor[begin:end], into)
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@typing.no_type_check
+def receive(x, weight, vector, base, flow, factor, into):
+    """``flow_i = x_i . vector + base``, and ``into += sum_i weight_i / flow_i x_i`` where ``into`` has columns.
+
+    ``factor`` is scratch, a number for each row.
+    """
+    n = x.shape[0]
+    for begin in range(0, n, BLOCK):
+        end = min(begin + BLOCK, n)
+        for i in range(begin, end):
+            s = base
             for c in range(x.shape[1]):
-                into[c] += share * x[i, c]
+                s += x[i, c] * vector[c]
+            flow[i] = s
+        if into.shape[0] > 0:
+            for i in range(begin, end):
+                factor[i] = 1 / flow[i]
+            if weight.shape[0] > 0:
+                for i in range(begin, end):
+                    factor[i] = factor[i] * weight[i] if weight[i] > 0 else 0
+            gather(x[begin:end], factor[begin:end], into)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 @typing.no_type_check
 def with_eps(vector, eps):
     """Adds eps to every component, and gives eps times their sum."""
@@ -55,132 +109,104 @@ def with_eps(vector, eps):
     return eps * total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 @typing.no_type_check
-def conserve_heads(Q, K, u, w, eps, norm_eps, competition, allocation, sinks, sources, sums):
-    """Fills ``sinks [2, L, n]`` (incoming, conserved), ``sources [2, L, m]`` (outgoing, conserved) and ``sums [4, L, d]``.
+def compete(flow, weight, low, high, total, share):
+    """``share_j = weight_j total exp(f_j) / sum_l weight_l exp(f_l)``, f the flow within [low, high]; 0 where the weight is."""
+    weighted = weight.shape[0] > 0
+    top = flow.dtype.type(-np.inf)
+    for j in range(flow.shape[0]):
+        inside = min(max(flow[j], low), high)
+        share[j] = inside
+        if (not weighted or weight[j] > 0) and not inside <= top:  # a NaN stays
+            top = inside
+    norm = flow.dtype.type(0)
+    if weighted:
+        for j in range(flow.shape[0]):
+            share[j] = weight[j] * exp(share[j] - top) if weight[j] > 0 else 0
+            norm += share[j]
+    else:
+        for j in range(flow.shape[0]):
+            share[j] = exp(share[j] - top)
+            norm += share[j]
+    factor = total / norm if norm != 0 else norm
+    for j in range(flow.shape[0]):
+        share[j] *= factor
 
-    Sums as in :class:`Conserved`, of zeros at first. Flows that an ablation does not need are 1.
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@typing.no_type_check
+def allot(incoming, conserved, weight, ratio, allocation, a, b):
+    """Allocation ``a_i = sigmoid(ratio conserved_i)`` (or 1), and ``b_i = a_i / incoming_i``, 0 where the weight is."""
+    one = incoming.dtype.type(1)
+    for i in range(incoming.shape[0]):
+        a[i] = one / (one + exp(-ratio * conserved[i])) if allocation else one
+        b[i] = a[i] / incoming[i]
+    for i in range(weight.shape[0]):
+        if not weight[i] > 0:
+            b[i] = 0
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@typing.no_type_check
+def scale_rows(x, factor, out):
+    """``out_i = factor_i x_i``, 0 where the factor is."""
+    for i in range(x.shape[0]):
+        one = factor[i]
+        if one != 0:
+            for c in range(x.shape[1]):
+                out[i, c] = one * x[i, c]
+        else:
+            out[i] = 0
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@typing.no_type_check
+def scale_in_place(x, factor):
+    """``x_i *= factor_i``; of its own, since a loop whose result may overlap its argument is not vectorised."""
+    for i in range(x.shape[0]):
+        one = factor[i]
+        for c in range(x.shape[1]):
+            x[i, c] *= one
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+@typing.no_type_check
+def weigh_heads(
+    q, k, v, u, w, Q, K, x, sinks, sources, sums, kind, low, high, eps, norm_eps, competition, allocation
+):  # fmt: skip
+    """What the products take: ``Q`` features of q times a / I, ``K`` features of k, ``x`` v times competition and weight.
+
+    On the way ``sinks [L, 4, n]`` (incoming, conserved, allocation, allocation / incoming), ``sources [L, 3, m]`` (outgoing,
+    conserved, competition times weight) and ``sums [L, 4, d]`` (as in :class:`Conserved`; of zeros at first). Flows that an
+    ablation does not need are 1. The output is ``Q (K^T x)``. low and high: the clamp of the conserved outgoing flow.
     """
     nothing = sums[0, 0, :0]
-    for head in range(Q.shape[0]):
-        of_K, of_Q, per_outgoing, per_incoming = sums[0, head], sums[1, head], sums[2, head], sums[3, head]
-        add_rows(K[head], w[head], of_K)
+    for h in range(q.shape[0]):
+        of_K, of_Q, per_outgoing, per_incoming = sums[h, 0], sums[h, 1], sums[h, 2], sums[h, 3]
+        incoming, conserved_in, a, b = sinks[h, 0], sinks[h, 1], sinks[h, 2], sinks[h, 3]
+        outgoing, conserved_out, share = sources[h, 0], sources[h, 1], sources[h, 2]
+        # a and share serve as scratch before they are what they are called
+        m = all_features(k[h], kind, w[h], K[h], share, of_K)
+        n = all_features(q[h], kind, u[h], Q[h], a, of_Q)
         base = with_eps(of_K, eps) + norm_eps
-        receive(Q[head], u[head], of_K, base, sinks[0, head], per_incoming if competition else nothing)
-        sources[:, head] = 1
-        sinks[1, head] = 1
+        receive(Q[h], u[h], of_K, base, incoming, a, per_incoming if competition else nothing)
+        conserved_in[:] = 1
+        outgoing[:] = 1
+        conserved_out[:] = 1
         if allocation:
-            add_rows(Q[head], u[head], of_Q)
             base = with_eps(of_Q, eps)
-            receive(K[head], w[head], of_Q, base, sources[0, head], per_outgoing)
+            receive(K[h], w[h], of_Q, base, outgoing, share, per_outgoing)
             base = with_eps(per_outgoing, eps)
-            receive(Q[head], u[head], per_outgoing, base, sinks[1, head], nothing)
+            receive(Q[h], u[h], per_outgoing, base, conserved_in, a, nothing)
         if competition:
             base = with_eps(per_incoming, eps)
-            receive(K[head], w[head], per_incoming, base, sources[1, head], nothing)
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@typing.no_type_check
-def through(x, vector, factor, flow, into):
-    """``flow_i += factor_i (x_i . vector)``, then ``into += sum_i flow_i x_i``; gives the sum of the flows.
-
-    Where ``vector`` has no columns the flow is as it comes.
-    """
-    total = x.dtype.type(0)
-    for i in range(x.shape[0]):
-        if vector.shape[0] > 0:
-            s = x.dtype.type(0)
-            for c in range(x.shape[1]):
-                s += x[i, c] * vector[c]
-            flow[i] += factor[i] * s
-        change = flow[i]
-        total += change
-        for c in range(x.shape[1]):
-            into[c] += change * x[i, c]
-    return total
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@typing.no_type_check
-def spread(gradient, weight, a, first, b, second, c, third, fourth):
-    """``gradient_i += a_i first + b_i second + c_i third + weight_i fourth``."""
-    for i in range(gradient.shape[0]):
-        ai, bi, ci = a[i], b[i], c[i]
-        last = weight[i] if weight.shape[0] > 0 else gradient.dtype.type(1)
-        for k in range(gradient.shape[1]):
-            gradient[i, k] += ai * first[k] + bi * second[k] + ci * third[k] + last * fourth[k]
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@typing.no_type_check
-def row_products(x, y, out):
-    """``out_i = x_i . y_i``."""
-    for i in range(x.shape[0]):
-        s = x.dtype.type(0)
-        for c in range(x.shape[1]):
-            s += x[i, c] * y[i, c]
-        out[i] = s
-
-
-@njit(cache=True, nogil=True)
-@typing.no_type_check
-def shares(weight, flow, per_flow, weighted):
-    """``1 / flow`` and ``weight / flow``, 0 where the weight is; gives the sum of the weights."""
-    total = flow.dtype.type(0)
-    for i in range(flow.shape[0]):
-        one = weight[i] if weight.shape[0] > 0 else flow.dtype.type(1)
-        total += one
-        per_flow[i] = 1 / flow[i] if one > 0 else 0
-        weighted[i] = one * per_flow[i]
-    return total
-
-
-@njit(cache=True, nogil=True)
-@typing.no_type_check
-def gradient_heads(
-    Q, K, dQ, dK, u, w, incoming, outgoing, conserved_out, of_K, of_Q, from_sources, from_sinks, a, share,
-    low, high, eps, competition, allocation,
-):  # fmt: skip
-    """Completes gradients of features: ``dQ [L, n, d]`` and ``dK [L, m, d]`` hold those through the products alone.
-
-    Flows and sums as :func:`conserve_heads` makes them; ``a [L, n]`` allocation, ``share [L, m]`` competition times weight; low
-    and high the clamp of the conserved outgoing flow.
-    """
-    heads, n, d = Q.shape
-    m = K.shape[1]
-    # An allocation each: as rows of one, the compiler's tests for overlap fail and nothing is vectorised.
-    per_in, u_in, d_in, din = np.empty(n, Q.dtype), np.empty(n, Q.dtype), np.empty(n, Q.dtype), np.empty(n, Q.dtype)
-    per_out, w_out, d_out, dout = np.empty(m, Q.dtype), np.empty(m, Q.dtype), np.empty(m, Q.dtype), np.empty(m, Q.dtype)
-    d_from_sources, d_from_sinks = np.empty(d, Q.dtype), np.empty(d, Q.dtype)
-    dsources, dsinks = np.empty(d, Q.dtype), np.empty(d, Q.dtype)
-    nothing = d_from_sources[:0]
-    for head in range(heads):
-        for vector in (d_from_sources, d_from_sinks, dsources, dsinks):
-            vector[:] = 0
-        count_n = shares(u[head], incoming[head], per_in, u_in)
-        count_m = shares(w[head], outgoing[head], per_out, w_out)
-        ratio = count_n / count_m if count_m > 0 else count_m
-        # a / incoming and the shares are factors of the products: their gradients times themselves are row sums.
-        row_products(Q[head], dQ[head], din)
-        row_products(K[head], dK[head], d_out)
-        for i in range(n):
-            d_in[i] = din[i] * (1 - a[head, i]) * ratio if allocation else 0
-            din[i] *= -per_in[i]
-            per_in[i] *= -u_in[i]
-        mean = d_out.sum() / count_m if count_m > 0 else count_m
-        for j in range(m):
-            wanted = conserved_out[head, j]
-            inside = competition and low <= wanted <= high
-            d_out[j] = d_out[j] - share[head, j] * mean if inside else 0
-            dout[j] = 0
-            per_out[j] *= -w_out[j]
-        if allocation:
-            d_from_sources += eps * through(Q[head], nothing, d_in, d_in, d_from_sources)
-            dsinks += eps * through(K[head], d_from_sources, per_out, dout, dsinks)
-        if competition:
-            d_from_sinks += eps * through(K[head], nothing, d_out, d_out, d_from_sinks)
-        dsources += eps * through(Q[head], d_from_sinks if competition else nothing, per_in, din, dsources)
-        spread(dQ[head], u[head], d_in, from_sources[head], u_in, d_from_sinks, din, of_K[head], dsinks)
-        spread(dK[head], w[head], d_out, from_sinks[head], w_out, d_from_sources, dout, of_Q[head], dsources)
+            receive(K[h], w[h], per_incoming, base, conserved_out, share, nothing)
+            compete(conserved_out, w[h], low, high, m, share)
+        elif w.shape[1] > 0:
+            share[:] = w[h]
+        else:
+            share[:] = 1
+        allot(incoming, conserved_in, u[h], n / m if m > 0 else m, allocation, a, b)
+        scale_in_place(Q[h], b)
+        scale_rows(v[h], share, x[h])

@@ -76,9 +76,7 @@ def kernel_attention(
     """
     q_mask, kv_mask = _checked(Q, K, v, is_causal, q_mask, kv_mask)
     if is_causal:
-        if kv_mask is not None:
-            K, v = (x.masked_fill(~kv_mask[:, None, :, None], 0.0) for x in (K, v))
-        return _silenced(causal_linear(Q, K, v, eps), q_mask)
+        return causal_linear(Q, K, v, eps, "identity", kv_mask)
     return _normalized(Q, K, v, "identity", q_mask, kv_mask, eps)
 
 
@@ -101,10 +99,9 @@ def linear_attention(
     Raises:
         ValueError: shapes or masks that disagree.
     """
+    q_mask, kv_mask = _checked(q, k, v, is_causal, q_mask, kv_mask)
     if is_causal:
-        Q, K = (split_map("elu")[0](x) for x in (q, k))
-        return kernel_attention(Q, K, v, is_causal=True, q_mask=q_mask, kv_mask=kv_mask)
-    q_mask, kv_mask = _checked(q, k, v, False, q_mask, kv_mask)
+        return causal_linear(q, k, v, 1e-6, "elu", kv_mask)
     return _normalized(q, k, v, "elu", q_mask, kv_mask, 1e-6)
 
 

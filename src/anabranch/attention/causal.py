@@ -20,7 +20,9 @@ from anabranch.attention._checks import (
     full_precision,
     nearest,
 )
+from anabranch.attention._compiled_causal import attend_causal_compiled
 from anabranch.attention._conservation import times_vector, vector_times
+from anabranch.attention._flow_types import Options
 from anabranch.attention._scan import Inputs, State, scan
 from anabranch.attention.features import FeatureMap, split_map
 
@@ -171,7 +173,7 @@ def flow_attention_causal(
     k: Float[Tensor, "batch heads n d"],
     v: Float[Tensor, "batch heads n e"],
     *,
-    chunk: int = 64,
+    chunk: int = 32,
     feature_map: str | FeatureMap = "sigmoid",
     clamp: tuple[float, float] | None = None,
     eps: float = 1e-6,
@@ -211,6 +213,15 @@ def flow_attention_causal(
         state = FlowAttentionState.empty(batch, heads, d, v.shape[-1], device=q.device, dtype=dtype)
     past = state._checked(q, v.shape[-1]).count
     t, valid = positions(past, n, mask, dtype)
+    seen = past + (n if mask is None else mask.sum(-1))
+    if method != "plain":
+        how = Options(*split_map(feature_map), clamp, eps, competition, allocation)
+        before = None if initial_state is None else state._flat(dtype)
+        with full_precision(q):
+            compiled = attend_causal_compiled(q, k, v, t, valid, how, chunk, dtype, before, return_state)
+        if compiled is not None:
+            y, last = compiled
+            return (y, FlowAttentionState(*last, seen)) if return_state else y  # type: ignore[call-arg]
     rows = [x.unsqueeze(1).expand(batch, heads, n).flatten(0, 1) for x in (t, valid) if x is not None]
     inputs = (*(x.flatten(0, 1) for x in (q, k, v)), rows[0], rows[1] if valid is not None else None)
     with full_precision(q):
@@ -218,7 +229,6 @@ def flow_attention_causal(
     y = y.unflatten(0, (batch, heads))
     if not return_state:
         return y
-    seen = past + (n if mask is None else mask.sum(-1))
     return y, FlowAttentionState(*(x.unflatten(0, (batch, heads)) for x in after), seen)  # type: ignore[call-arg]
 
 

@@ -37,6 +37,14 @@ _MAPS: dict[str, tuple[FeatureMap, Derivative]] = {
     "elu": (_elu, lambda grad, x, y: grad.mul_(y.clamp(max=1))),
 }
 
+_NAMES = {function: name for name, (function, _) in _MAPS.items()}
+
+
+def named_map(function: FeatureMap) -> str | None:
+    """The name of a map that has one."""
+    return _NAMES.get(function)
+
+
 FLOW_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper": {"feature_map": "sigmoid", "clamp": None},
