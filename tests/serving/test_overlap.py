@@ -109,8 +109,12 @@ def test_replay_finds_every_broken_rule() -> None:
         broken([replace(segments[0], seconds=segments[0].seconds * 2), *segments[1:]]).validate(PUBLISHED)
     with pytest.raises(ValueError, match="is skipped"):
         broken([segments[0], *segments[len(segments) // 2 :]]).validate(PUBLISHED)
-    with pytest.raises(ValueError, match=r"has share 1\.5"):
-        broken([replace(segments[0], share=1.5), *segments[1:]]).validate(PUBLISHED)
+    with pytest.raises(ValueError, match=r"has shares \(1\.5, 0\.0\)"):
+        broken([replace(segments[0], shares=(1.5, 0.0)), *segments[1:]]).validate(PUBLISHED)
+    with pytest.raises(ValueError, match=r"has shares \(0\.7, 0\.7\)"):
+        broken([replace(segments[0], shares=(0.7, 0.7)), *segments[1:]]).validate(PUBLISHED)
+    with pytest.raises(ValueError, match="there are 2 lanes"):
+        broken([replace(segments[0], at=(0,), shares=(1.0,)), *segments[1:]]).validate(PUBLISHED)
     with pytest.raises(ValueError, match="do not add up"):
         broken(segments, period_s=found.period_s * 1.1).validate(PUBLISHED)
 
@@ -127,7 +131,7 @@ def test_replay_with_noise(tmp_path: Path) -> None:
         found.simulate(0)
     found.to_json(tmp_path / "overlap.json")
     assert OverlapSchedule.from_json(tmp_path / "overlap.json", PUBLISHED) == found
-    with pytest.raises(ValueError, match="is no schedule of two lanes"):
+    with pytest.raises(ValueError, match="is no schedule of lanes"):
         OverlapSchedule.from_json("{}", PUBLISHED)
     with pytest.raises(ValueError, match="needs"):
         OverlapSchedule.from_json(replace(found, segments=found.segments[:3]).to_json(), PUBLISHED)

@@ -233,7 +233,7 @@ def test_bad_input(model: CausalModel, lanes: CpuLanes) -> None:
     schedule = search_overlap(operations, operations, table, gap=0.2, time_limit_s=10.0)
     with pytest.raises(ValueError, match="expected as many"):
         overlap_pieces(schedule, table, works, works[:1], 2)
-    half = replace(schedule, segments=(replace(schedule.segments[0], share=0.5),))
+    half = replace(schedule, segments=(replace(schedule.segments[0], shares=(0.5, 0.5)),))
     with pytest.raises(ValueError, match="whole numbers of 3 lanes"):
         overlap_pieces(half, table, works, works, 3)
     if not torch.cuda.is_available():

@@ -13,6 +13,7 @@ from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate
 from anabranch.serving.designs import CHUNKED_BASELINES, RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
+from anabranch.serving.lane_search import lanes_bound, search_lanes
 from anabranch.serving.layer_graph import (
     LayerGraph,
     LayerOperation,
@@ -159,6 +160,7 @@ __all__ = [
     "held_out_error",
     "kv_from_buffers",
     "kv_to_buffers",
+    "lanes_bound",
     "latency_summary",
     "layer_works",
     "least_machines",
@@ -184,6 +186,7 @@ __all__ = [
     "roofline",
     "run_in_sequence",
     "scatter_pages",
+    "search_lanes",
     "search_overlap",
     "search_periodic",
     "sequential",

@@ -64,16 +64,16 @@ def search_overlap(
             best, segments = found.period, found.segments
         if progress is not None:
             progress(start + 1, len(second), {"period_s": best})
-    overlaps = any(0 < segment.share < 1 for segment in segments)
+    overlaps = any(0 < segment.shares[0] < 1 for segment in segments)
     status = ("time limit" if overlaps else "fallback") if timed_out else "optimal"
     return OverlapSchedule(lanes, segments, best, min(bound, best), min(least, best), sequential, status)
 
 
 def _one_by_one(lanes: tuple[tuple[NanoOperation, ...], ...]) -> tuple[Segment, ...]:
     first, second = lanes
-    alone = [Segment(i, 0, 1.0, one.seconds) for i, one in enumerate(first)]
+    alone = [Segment((i, 0), (1.0, 0.0), one.seconds) for i, one in enumerate(first)]
     last = len(first) - 1
-    return (*alone, *(Segment(last, j, 0.0, one.seconds) for j, one in enumerate(second)))
+    return (*alone, *(Segment((last, j), (0.0, 1.0), one.seconds) for j, one in enumerate(second)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _staircase(
     while True:  # walk the staircase
         for k, level in enumerate(levels):
             if done.x[seconds(i, j, k)] > 1e-12:
-                segments.append(Segment(i, columns[j], level, float(done.x[seconds(i, j, k)])))
+                segments.append(Segment((i, columns[j]), (level, 1 - level), float(done.x[seconds(i, j, k)])))
         if (i, j) == (n - 1, m):
             break
         down = i + 1 < n and done.x[cell(i + 1, j)] > 0.5

@@ -67,9 +67,11 @@ def overlap_pieces(
     there is its speed times the time. The last segment of an operation takes what is left.
 
     Raises:
-        ValueError: lists of layers that differ in length, other operations than the schedule's, a share that is no whole number
-            of lanes.
+        ValueError: a schedule of other than two lanes, lists of layers that differ in length, other operations than the
+            schedule's, a share that is no whole number of lanes.
     """
+    if len(schedule.lanes) != 2:
+        raise ValueError(f"the schedule has {len(schedule.lanes)} lanes: expected two, one for each nano-batch")
     if len(first) != len(second):
         raise ValueError(f"first has {len(first)} layers and second {len(second)}: expected as many")
     for lane in schedule.lanes:
@@ -82,13 +84,12 @@ def overlap_pieces(
     pieces: list[Piece] = []
     for _ in first:
         for segment in schedule.segments:
-            mine = segment.share * lanes
+            mine = segment.shares[0] * lanes
             if abs(mine - round(mine)) > 1e-9:
-                raise ValueError(f"a segment has share {segment.share}: expected whole numbers of {lanes} lanes")
+                raise ValueError(f"a segment has share {segment.shares[0]}: expected whole numbers of {lanes} lanes")
             split = round(mine)
-            for stream, index, share, where in (
-                (streams[0], segment.first, segment.share, range(split)),
-                (streams[1], segment.second, 1 - segment.share, range(split, lanes)),
+            for stream, index, share, where in zip(
+                streams, segment.at, segment.shares, (range(split), range(split, lanes)), strict=True
             ):
                 if share > 0:
                     kind = schedule.lanes[0][index].kind

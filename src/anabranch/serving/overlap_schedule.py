@@ -1,4 +1,4 @@
-"""A schedule of two lanes that share the machine in changing shares: its rules, its replay with noise, its file."""
+"""A schedule of lanes that share the machine in changing shares: its rules, its replay with noise, its file."""
 
 import json
 from collections.abc import Iterator
@@ -26,26 +26,25 @@ class NanoOperation:
 
 @dataclass(frozen=True)
 class Segment:
-    """For ``seconds``, operation ``first`` of one lane has ``share`` of the machine and ``second`` of the other the rest."""
+    """For ``seconds``, each lane is at one of its operations (``at``) with a share of the machine; one without a share waits."""
 
-    first: int
-    second: int
-    share: float
+    at: tuple[int, ...]
+    shares: tuple[float, ...]
     seconds: float
 
 
 @dataclass(frozen=True)
 class OverlapSchedule:
-    """A period of two lanes.
+    """A period of lanes that each take a nano-batch through its cyclic chain of operations.
 
     Attributes:
-        period_s: of a layer of both nano-batches, in steady state.
-        bound_s: proven least period of two lanes. resource_bound_s: of any number of lanes.
+        period_s: of a layer of all nano-batches, in steady state.
+        bound_s: proven least period of so many lanes. resource_bound_s: of any number of lanes.
         sequential_s: one operation after the other.
         status: "optimal" within the gap asked for, "time limit", or "fallback" (sequential: no overlap was found in time).
     """
 
-    lanes: tuple[tuple[NanoOperation, ...], tuple[NanoOperation, ...]]
+    lanes: tuple[tuple[NanoOperation, ...], ...]
     segments: tuple[Segment, ...]
     period_s: float
     bound_s: float
@@ -69,19 +68,19 @@ class OverlapSchedule:
             ValueError: the first rule that is broken.
         """
         done = [np.zeros(len(lane)) for lane in self.lanes]
-        before: tuple[int, int] | None = None
+        before: tuple[int, ...] | None = None
         for segment in self.segments:
-            here = (segment.first, segment.second)
-            if not 0 <= segment.share <= 1 or segment.seconds < -tolerance:
-                raise ValueError(f"a segment has share {segment.share} and {segment.seconds} s")
+            here, shares = segment.at, segment.shares
+            if not len(here) == len(shares) == len(self.lanes):
+                raise ValueError(f"a segment is at {here} with shares {shares}: there are {len(self.lanes)} lanes")
+            if min(shares) < 0 or sum(shares) > 1 + 1e-9 or segment.seconds < -tolerance:
+                raise ValueError(f"a segment has shares {shares} and {segment.seconds} s")
             if before is not None:
                 steps = [(b - a) % len(lane) for a, b, lane in zip(before, here, self.lanes, strict=True)]
                 if max(steps) > 1:
                     raise ValueError(f"the lanes go from {before} to {here}: an operation is skipped")
             before = here
-            for lane, index, share, work in zip(
-                self.lanes, here, (segment.share, 1 - segment.share), done, strict=True
-            ):
+            for lane, index, share, work in zip(self.lanes, here, shares, done, strict=True):
                 work[index] += segment.seconds * float(interference(lane[index].kind, share))
         for lane, work in zip(self.lanes, done, strict=True):
             for one, got in zip(lane, work, strict=True):
@@ -95,7 +94,7 @@ class OverlapSchedule:
     ) -> np.ndarray:
         """Seconds of following layers when every operation varies by ``1 + jitter * normal`` (at least 0), new in each layer.
 
-        A segment ends when both of its operations have done their part, so what is late delays both lanes.
+        A segment ends when all of its operations have done their part, so what is late delays every lane.
 
         Returns:
             ``layers`` seconds, each the period without jitter.
@@ -112,11 +111,11 @@ class OverlapSchedule:
             factors = [np.maximum(0.0, 1 + jitter * generator.standard_normal(one.shape)) for one in factors]
         total = np.zeros(layers)
         for segment in self.segments:
-            running = []
-            if segment.share > 0:
-                running.append(factors[0][:, segment.first])
-            if segment.share < 1:
-                running.append(factors[1][:, segment.second])
+            running = [
+                of_lane[:, index]
+                for of_lane, index, share in zip(factors, segment.at, segment.shares, strict=True)
+                if share > 0
+            ]
             total += segment.seconds * np.max(running, axis=0)
         return total
 
@@ -127,14 +126,19 @@ class OverlapSchedule:
             yield at, at + segment.seconds, segment
             at += segment.seconds
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What :meth:`rows` calls the lanes."""
+        return tuple(f"lane {k + 1}" if k > 2 else ("first", "second", "third")[k] for k in range(len(self.lanes)))
+
     def rows(self) -> list[tuple[str, float, float, str]]:
         """``(lane, start_s, end_s, kind)`` of the period: what runs in each lane; an operation that waits has no row."""
         found: list[tuple[str, float, float, str]] = []
-        for name, lane, which in (("first", self.lanes[0], 0), ("second", self.lanes[1], 1)):
+        for which, (name, lane) in enumerate(zip(self.names, self.lanes, strict=True)):
             at: int | None = None
             for start, end, segment in self.timed_segments():
-                index = segment.second if which else segment.first
-                if (1 - segment.share if which else segment.share) <= 0:
+                index = segment.at[which]
+                if segment.shares[which] <= 0:
                     at = None
                 elif index == at:
                     found[-1] = (name, found[-1][1], end, lane[index].kind)
@@ -149,9 +153,7 @@ class OverlapSchedule:
         found = []
         for start, end, segment in self.timed_segments():
             row = {"start_s": start, "end_s": end, **dict.fromkeys(kinds, 0.0)}
-            for lane, index, share in zip(
-                self.lanes, (segment.first, segment.second), (segment.share, 1 - segment.share), strict=True
-            ):
+            for lane, index, share in zip(self.lanes, segment.at, segment.shares, strict=True):
                 row[lane[index].kind] += float(interference(lane[index].kind, share))
             found.append(row)
         return found
@@ -173,10 +175,12 @@ class OverlapSchedule:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         try:
             found: dict[str, Any] = json.loads(text)
-            first, second = (tuple(NanoOperation(**one) for one in lane) for lane in found["lanes"])
-            segments = tuple(Segment(**one) for one in found["segments"])
-            schedule = cls(**{**found, "lanes": (first, second), "segments": segments})
+            lanes = tuple(tuple(NanoOperation(**one) for one in lane) for lane in found["lanes"])
+            segments = tuple(
+                Segment(tuple(one["at"]), tuple(one["shares"]), one["seconds"]) for one in found["segments"]
+            )
+            schedule = cls(**{**found, "lanes": lanes, "segments": segments})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the file is no schedule of two lanes: {type(error).__name__} {error}") from error
+            raise ValueError(f"the file is no schedule of lanes: {type(error).__name__} {error}") from error
         schedule.validate(interference)
         return schedule
