@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anabranch.lab.figures import COLORS, Bar, plot_gantt, render
+from anabranch.lab.figures import COLORS, Bar, new_figure, plot_bars, plot_gantt, plot_heat, render
 
 
 def test_bars_stand_where_and_when_they_belong() -> None:
@@ -31,3 +31,23 @@ def test_wrong_bars_are_refused() -> None:
         plot_gantt([("b", 0, 1, "x")], title="t", lanes=["a"])
     with pytest.raises(ValueError, match="ends at 1, before it begins at 2"):
         plot_gantt([("b", 2, 1, "x")], title="t")
+
+
+def test_groups_of_bars_stand_around_their_row() -> None:
+    _, axes = new_figure()
+    plot_bars(
+        [{"x": 1.0, "y": 2.0, "n": "a"}, {"x": 3.0, "y": 4.0, "n": "b"}], {"x": "first", "y": "second"}, "n", axes=axes
+    )
+    bars = [(p.get_x() + p.get_width() / 2, p.get_height()) for p in axes.patches]
+    assert bars == [pytest.approx(one) for one in [(-0.2, 1), (0.8, 3), (0.2, 2), (1.2, 4)]]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b"]
+    assert axes.get_legend_handles_labels()[1] == ["first", "second"]
+
+
+def test_cells_and_their_texts() -> None:
+    _, axes = new_figure()
+    image = plot_heat([[0.0, 1.0, -1.0]], ["row"], ["a", "b", "c"], texts=[["", "N", 3]], most=2.0, axes=axes)
+    assert image.get_clim() == (-2.0, 2.0)
+    assert [(text.get_text(), text.get_position()) for text in axes.texts] == [("N", (1, 0)), ("3", (2, 0))]
+    with pytest.raises(ValueError, match="expected 2 rows of 3"):
+        plot_heat([[0.0, 1.0, -1.0]], ["row", "two"], ["a", "b", "c"], most=2.0, axes=axes)

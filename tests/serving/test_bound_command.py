@@ -49,6 +49,13 @@ def test_the_published_setting_from_the_users_files(anabranch: CommandLine, tmp_
     assert "searched overlap" in done.stdout
     assert "bound by  compute" in done.stdout
     assert figure.read_text().startswith("<?xml")
+    done = anabranch(*call, "--lanes", "3", "--json", "-o", str(schedule))
+    assert done.returncode == 0, done.stderr
+    three = json.loads(done.stdout)
+    assert three["lanes"] == len(OverlapSchedule.from_json(schedule, Interference.published()).lanes) == 3
+    of_three = three["tokens_per_s_per_device"]
+    assert rates["searched overlap"] < of_three["searched overlap"] <= of_three["bound of any overlap"] * (1 + 1e-9)
+    assert three["gap"] <= 0.1
 
 
 def test_small_models_are_bound_by_memory(anabranch: CommandLine) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from anabranch.serving import IterationCosts, Workload
-from anabranch.simulation import LLAMA2_70B, MIXTRAL_8X7B, Device
+from anabranch.serving import IterationCosts, Workload, iteration_limits
+from anabranch.simulation import ACCELERATORS, LLAMA2_70B, LLAMA3_8B, MIXTRAL_8X7B, Device
 
 A100 = Device(
     name="A100-80",
@@ -99,3 +99,47 @@ def test_bad_input() -> None:
         replace(COSTS, shape=replace(MIXTRAL_8X7B, top_k=9))
     with pytest.raises(ValueError, match="batch must be >= 1"):
         replace(COSTS, batch=0)
+
+
+WORKLOADS = {"even": Workload(512.0, 512.0), "long answers": Workload(512.0, 1024.0)}
+
+
+def test_limits_of_every_setting_follow_from_the_three_times() -> None:
+    models = {"70B": (LLAMA2_70B, 8), "8B": (LLAMA3_8B, 1), "8x7B": (MIXTRAL_8X7B, 8)}
+    found = iteration_limits(ACCELERATORS.values(), models, WORKLOADS)
+    assert found.limits.shape == found.over_compute.shape == (13, 3, 2)
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert min(found.shares.values()) > 0
+    for i, device in enumerate(ACCELERATORS.values()):
+        for j, (name, (shape, least)) in enumerate(models.items()):
+            row = found.rows[3 * i + j]
+            count = row["devices"]
+            assert (row["device"], row["model"]) == (device.name, name)
+            free = count * device.memory_bytes - 2 * shape.parameters
+            assert free > 0
+            assert count == least or count // 2 * device.memory_bytes - 2 * shape.parameters < 1e9  # half do not do
+            for k, workload in enumerate(WORKLOADS.values()):
+                cache = 4 * shape.layers * shape.kv_heads * shape.head_size * (512 + workload.output_mean / 2)
+                batch = round((free // cache) / workload.decode_share)
+                active = shape.parameters - shape.expert_parameters * (1 - shape.top_k / shape.experts)
+                compute = 2 * batch * active / (count * device.flops_per_s)
+                others = {
+                    "memory": device.memory_bytes / device.memory_bytes_per_s,
+                    "network": 8 * batch * shape.hidden * shape.layers / device.link_bytes_per_s if count > 1 else 0.0,
+                }
+                longest = max(others, key=lambda one: others[one])
+                assert found.over_compute[i, j, k] == pytest.approx(others[longest] / compute)
+                assert found.limits[i, j, k] == ("compute" if compute >= others[longest] else longest)
+    assert found.rows[0]["devices"] == 16  # V100s of 16 GB: 8 do not hold 138 GB
+    assert found.rows[0]["even"].startswith("compute ")
+
+
+def test_limits_refuse_what_has_no_largest_batch() -> None:
+    models, devices = {"8B": (LLAMA3_8B, 1)}, [ACCELERATORS["H100"]]
+    with pytest.raises(ValueError, match="workload prompts has output_mean"):
+        iteration_limits(devices, models, {"prompts": Workload(512.0, 0.0)})
+    with pytest.raises(ValueError, match="devices is empty"):
+        iteration_limits([], models, WORKLOADS)
+    with pytest.raises(ValueError, match="the largest batch has inf tokens"):
+        _ = replace(COSTS, workload=Workload(512.0, 0.0)).at_largest_batch
+    assert COSTS.at_largest_batch.batch == round(COSTS.max_batch)

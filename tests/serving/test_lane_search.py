@@ -17,8 +17,10 @@ from anabranch.serving import (
     NanoOperation,
     OverlapSchedule,
     Workload,
+    compare_lanes,
     lanes_bound,
     nano_lanes,
+    overlap_curve,
     published_layer,
     resource_bound,
     search_lanes,
@@ -193,3 +195,33 @@ def test_bad_input() -> None:
     for limit in limits:
         with pytest.raises(ValueError, match=f"{next(iter(limit))} must be > 0"):
             search_lanes([chain, chain], PUBLISHED, generator=generator, **limit)
+
+
+def test_comparison_of_two_and_three_lanes() -> None:
+    layer = published_layer(IterationCosts(LLAMA2_70B, ACCELERATORS["A100-80"], 8, Workload(512.0, 1024.0), 2048))
+    told: list[int] = []
+    rows, (free, charged) = compare_lanes(
+        layer,
+        PUBLISHED,
+        generator=np.random.default_rng(0),
+        gaps=(0.1, 0.05),
+        progress=lambda done, *_: told.append(done),
+    )
+    assert told == [1, 2]
+    assert [row["schedule"] for row in rows[:3]] == ["in turn", "two lanes", "three lanes"]
+    assert rows[2]["ms"] == 1e3 * free.period_s < rows[1]["ms"] < rows[0]["ms"] == pytest.approx(225.05)
+    assert rows[7]["ms"] == 1e3 * charged.period_s > rows[2]["ms"]
+    for k in (0, 5):
+        assert rows[k + 4]["ms"] <= rows[k + 3]["ms"] <= rows[k + 2]["ms"]
+        assert rows[k + 2]["gain"] == pytest.approx(rows[k]["ms"] / rows[k + 2]["ms"])
+
+
+def test_overlap_as_decode_attention_grows() -> None:
+    layer = published_layer(IterationCosts(LLAMA2_70B, ACCELERATORS["A100-80"], 8, Workload(512.0, 1024.0), 2048))
+    curve = overlap_curve(layer, PUBLISHED, scales=(0.5, 1.0), gap=0.1)
+    assert float(curve(35.6 / 225.05)) == pytest.approx(
+        search_overlap(*published(2), PUBLISHED, gap=0.1).period_s / layer.sequential_s
+    )
+    only_prompts = published_layer(IterationCosts(LLAMA2_70B, ACCELERATORS["A100-80"], 8, Workload(512.0, 0.0), 2048))
+    with pytest.raises(ValueError, match="has no DecAttn"):
+        overlap_curve(only_prompts, PUBLISHED)

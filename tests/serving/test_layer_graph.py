@@ -12,7 +12,9 @@ from anabranch.serving import (
     LayerGraph,
     LayerOperation,
     NanoGraph,
+    NanoOperation,
     Workload,
+    insert_step,
     nano_lanes,
     published_layer,
     transformer_layer,
@@ -137,3 +139,8 @@ def test_bad_input() -> None:
         transformer_layer(SECONDS, 5, 8, prompts=(5, 4))
     with pytest.raises(ValueError, match="add up to 1"):
         nano_lanes(layer, (0.5, 0.6))
+    chain = (NanoOperation("A", "gemm", 1.0), NanoOperation("B", "gemv", 2.0))
+    step = NanoOperation("S", "network", 3.0)
+    assert insert_step([chain, chain[::-1]], step, before="B") == ((chain[0], step, chain[1]), (step, *chain[::-1]))
+    with pytest.raises(ValueError, match="before='C': the lane has A, B"):
+        insert_step([chain], step, before="C")

@@ -101,6 +101,47 @@ def plot_curves(
     return figure if figure is not None else axes.figure
 
 
+def plot_bars(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], labels: str, *, axes: Any) -> None:
+    """A group of bars for each row: ``names`` maps columns to what the legend calls them, ``labels`` is the column of names."""
+    width = 0.8 / len(names)
+    for k, (column, name) in enumerate(names.items()):
+        places = [place + width * (k - (len(names) - 1) / 2) for place in range(len(rows))]
+        axes.bar(places, [row[column] for row in rows], 0.92 * width, color=COLORS[k % len(COLORS)], label=name)
+    axes.set_xticks(range(len(rows)), [row[labels] for row in rows])
+    axes.legend(frameon=False, fontsize=8)
+
+
+def plot_heat(
+    values: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    most: float,
+    axes: Any,
+    texts: Any = None,
+    rotation: float = 0.0,
+) -> Any:
+    """Cells from blue (``-most``) over white (0) to red (``most``), with texts; gives what a color bar is made of.
+
+    Args:
+        values: ``[rows, columns]``. texts: the same, written where not empty. rotation: of the columns' names, degrees.
+
+    Raises:
+        ValueError: other numbers of rows or columns.
+    """
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        raise ValueError(f"values: expected {len(rows)} rows of {len(columns)}")
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    axes.set_xticks(range(len(columns)), list(columns), rotation=rotation, fontsize=8)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.grid(visible=False)
+    for i, row in enumerate([] if texts is None else texts):
+        for j, text in enumerate(row):
+            if str(text):
+                axes.text(j, i, str(text), ha="center", va="center", fontsize=7)
+    return image
+
+
 class Bar(NamedTuple):
     """What a lane does from ``begin_s`` to ``end_s``; bars of one ``kind`` share a color, ``label`` is written inside."""
 

@@ -13,12 +13,15 @@ from anabranch.serving.dense_serving import BatchSeconds, DenseServing, simulate
 from anabranch.serving.designs import CHUNKED_BASELINES, RELEASED_TRANSFERS, SPLITWISE_DESIGNS, splitwise_design
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Operation, Workload
+from anabranch.serving.iteration_limits import IterationLimits, iteration_limits
 from anabranch.serving.lane_search import lanes_bound, search_lanes
+from anabranch.serving.lane_studies import compare_lanes, overlap_curve
 from anabranch.serving.layer_graph import (
     LayerGraph,
     LayerOperation,
     NanoGraph,
     NanoNode,
+    insert_step,
     nano_lanes,
     published_layer,
     transformer_layer,
@@ -115,6 +118,7 @@ __all__ = [
     "Design",
     "Interference",
     "IterationCosts",
+    "IterationLimits",
     "KVTier",
     "KvBuffers",
     "Lanes",
@@ -152,12 +156,15 @@ __all__ = [
     "Transfers",
     "Workload",
     "answer_differences",
+    "compare_lanes",
     "decode_occupancy",
     "even_pieces",
     "exposed_transfers",
     "gather_pages",
     "graph_pieces",
     "held_out_error",
+    "insert_step",
+    "iteration_limits",
     "kv_from_buffers",
     "kv_to_buffers",
     "lanes_bound",
@@ -170,6 +177,7 @@ __all__ = [
     "measure_operations",
     "most_throughput",
     "nano_lanes",
+    "overlap_curve",
     "overlap_pieces",
     "period_bound",
     "poisson_requests",

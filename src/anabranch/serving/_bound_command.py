@@ -14,6 +14,7 @@ import numpy as np
 
 from anabranch.serving.interference import Interference
 from anabranch.serving.iteration_costs import IterationCosts, Workload
+from anabranch.serving.lane_search import search_lanes
 from anabranch.serving.layer_graph import LayerGraph, nano_lanes, published_layer, transformer_layer, weight_seconds
 from anabranch.serving.overlap import resource_bound, search_overlap
 from anabranch.serving.overlap_schedule import OverlapSchedule
@@ -69,6 +70,7 @@ class Bound:
             "operations_s": {one.name: one.seconds for one in self.layer.operations},
             "tokens_per_s_per_device": self.rates,
             "lost": {name: 1 - rate / best for name, rate in self.rates.items()},
+            "lanes": len(self.schedule.lanes),
             "gap": self.schedule.gap, "status": self.schedule.status, "gain": self.schedule.gain,
         }  # fmt: skip
 
@@ -176,15 +178,20 @@ def find_bound(
     seconds: dict[str, float] | None = None,
     interference: Interference | None = None,
     rereads: bool = False,
+    lanes: int = 2,
     gap: float = 0.01,
     time_limit_s: float = 60.0,
 ) -> Bound:
-    """The bound of ``costs``, and what a sequence, nano-batches and the searched schedule of two lanes reach.
+    """The bound of ``costs``, and what a sequence, nano-batches and the searched schedule reach.
 
     Args:
         seconds: of each operation, all layers; None projects from the efficiencies that the paper measured.
         interference: None takes the paper's table.
-        rereads: charge the schedule for weights that both nano-batches read.
+        rereads: charge the schedule for weights that every nano-batch reads.
+        lanes: equal nano-batches, one a lane: 2 (:func:`search_overlap`) or more (:func:`search_lanes`).
+
+    Raises:
+        ValueError: fewer than two lanes.
     """
     table = interference or Interference.published()
     if seconds is None:
@@ -192,16 +199,23 @@ def find_bound(
     else:
         decodes = round(costs.batch * costs.workload.decode_share)
         layer = transformer_layer(seconds, decodes, costs.batch - decodes, weight_s=weight_seconds(costs))
-    free, charged = nano_lanes(layer), nano_lanes(layer, charge_rereads=True)
-    lanes = charged if rereads else free
-    schedule = search_overlap(lanes[0], lanes[1], table, gap=gap, time_limit_s=time_limit_s)
+    if lanes < 2:
+        raise ValueError(f"lanes must be >= 2, got {lanes}")
+    shares = (1 / lanes,) * lanes
+    charged = nano_lanes(layer, shares, charge_rereads=True)
+    chains = charged if rereads else nano_lanes(layer, shares)
+    if lanes == 2:
+        schedule = search_overlap(chains[0], chains[1], table, gap=gap, time_limit_s=time_limit_s)
+    else:
+        generator = np.random.default_rng(0)  # where the search restarts
+        schedule = search_lanes(chains, table, generator=generator, gap=gap, time_limit_s=time_limit_s)
     rate = costs.batch / costs.count
     alone = sum(one.seconds for lane in charged for one in lane)
     rates = {
         "nano-batches in turn": rate / alone,
         "operations in turn": rate / layer.sequential_s,
         "searched overlap": rate / schedule.period_s,
-        "bound of any overlap": rate / resource_bound([one for lane in lanes for one in lane], table),
+        "bound of any overlap": rate / resource_bound([one for lane in chains for one in lane], table),
         "optimum": costs.optimal_tokens_per_s,
     }
     return Bound(costs, layer, rates, schedule)

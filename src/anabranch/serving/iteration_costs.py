@@ -4,7 +4,7 @@ NanoFlow (Zhu et al., 2408.12757), section 3: a dense batch of decoding requests
 Bytes and FLOP are totals over all layers and devices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from anabranch.simulation import Device, TransformerShape
@@ -117,6 +117,17 @@ class IterationCosts:
         """Tokens of a batch in which so many requests decode and prompts fill the rest; infinite without answers."""
         share = self.workload.decode_share
         return self.max_requests / share if share else float("inf")
+
+    @property
+    def at_largest_batch(self) -> "IterationCosts":
+        """The same with :attr:`max_batch` tokens.
+
+        Raises:
+            ValueError: a workload without answers, which no cache bounds, or no request that fits.
+        """
+        if not 1 <= self.max_batch < float("inf"):
+            raise ValueError(f"the largest batch has {self.max_batch} tokens: expected a number of at least 1")
+        return replace(self, batch=round(self.max_batch))
 
     @property
     def memory_s(self) -> float:

@@ -86,7 +86,8 @@ def lanes_bound(lanes: Sequence[Sequence[NanoOperation]], interference: Interfer
         for k, kind in enumerate(kinds):
             block[:, row[k, kind]] = speeds[:, k]
         columns.append(block)
-    return float(_least_time(np.vstack(columns), np.array(list(work.values()))).fun)
+    least = float(_least_time(np.vstack(columns), np.array(list(work.values()))).fun)
+    return max(least, resource_bound([one for lane in lanes for one in lane], interference))  # equal but for rounding
 
 
 def search_lanes(

@@ -282,6 +282,24 @@ def nano_lanes(
     )
 
 
+def insert_step(
+    lanes: Sequence[Sequence[NanoOperation]], step: NanoOperation, *, before: str
+) -> tuple[tuple[NanoOperation, ...], ...]:
+    """Every chain with ``step`` in front of its operation ``before``.
+
+    Raises:
+        ValueError: a chain without that operation.
+    """
+    found = []
+    for lane in lanes:
+        names = [one.name for one in lane]
+        if before not in names:
+            raise ValueError(f"before={before!r}: the lane has {', '.join(names)}")
+        at = names.index(before)
+        found.append((*lane[:at], step, *lane[at:]))
+    return tuple(found)
+
+
 def published_layer(costs: IterationCosts) -> LayerGraph:
     """All layers of an iteration as one, at the efficiency that the paper measured for each operation.
 

@@ -147,6 +147,15 @@ class OverlapSchedule:
                     at = index
         return found
 
+    def rows_in_turn(self) -> list[tuple[str, float, float, str]]:
+        """The same rows without overlap: one lane's layer after the other's."""
+        found, at = [], 0.0
+        for name, lane in zip(self.names, self.lanes, strict=True):
+            for one in lane:
+                found.append((name, at, at + one.seconds, one.kind))
+                at += one.seconds
+        return found
+
     def utilisation(self, interference: Interference) -> list[dict[str, float]]:
         """``start_s, end_s`` of each segment and, for each kind, the speed at which it runs (1: as if alone)."""
         kinds = sorted({one.kind for lane in self.lanes for one in lane})

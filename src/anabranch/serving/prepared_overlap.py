@@ -73,6 +73,16 @@ class PreparedOverlap:
         return products * alone[0] / alone[-1], self.measured.alone_s["gemv"][0]
 
     @property
+    def facts(self) -> dict[str, float]:
+        """A table's row: the gain in closed form, and what was measured of memory, arithmetic and interference."""
+        return {
+            "closed-form gain": self.closed_form_gain, "attention on 1 / 2 cores": self.attention_speedup,
+            **{f"GB/s, {k} cores": rate / 1e9 for k, rate in enumerate(self.cache_bytes_per_s, 1)},
+            **{f"GFLOP/s, {k} cores": rate / 1e9 for k, rate in enumerate(self.flops_per_s, 1)},
+            **{f"P({kind}) on 1 core": float(self.measured.table(kind, 0.5)) for kind in ("gemm", "gemv")},
+        }  # fmt: skip
+
+    @property
     def closed_form_gain(self) -> float:
         """Of overlap on two lanes without any interference, products twice as fast on two: ``(G + 2 A / a) / (G + A)``.
 

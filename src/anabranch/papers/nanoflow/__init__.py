@@ -14,7 +14,7 @@ class Settings:
     models: tuple[str, ...]  # whose schedules are searched beside Llama-2-70B's
     workloads: int  # of the four of the ablation, the published layer's first
     gap: float  # between a schedule and the proven bound at which its search may stop
-    search_seconds: float  # limit of one search
+    search_seconds: float  # limit of one search; of three lanes also 100 linear programmes a second of it
     trace: Literal[
         "quantiles", "azure-llm-2023"
     ]  # requests served: drawn from published quantiles, or the trace itself
@@ -79,6 +79,7 @@ PAPER = Paper(
         "anabranch.serving:IterationCosts",
         "anabranch.serving:NanoGraph",
         "anabranch.serving:search_overlap",
+        "anabranch.serving:search_lanes",
         "anabranch.serving:search_periodic",
         "anabranch.serving:Interference",
         "anabranch.serving:CpuLanes",

@@ -13,12 +13,13 @@ import numpy as np
 import anabranch.serving as sv
 import anabranch.simulation as sim
 from anabranch.lab import Lab, time_pairs
-from anabranch.lab.figures import COLORS, new_figure, plot_curves, plot_gantt
+from anabranch.lab.figures import COLORS, new_figure, plot_bars, plot_curves, plot_gantt, plot_heat
 from anabranch.lab.places import data_folder
 from anabranch.papers.nanoflow import Settings
 from anabranch.serving import IterationCosts, OverlapSchedule, Workload
 
 Row = dict[str, Any]
+
 A100 = sim.ACCELERATORS["A100-80"]
 PRACTICAL = 260e12  # FLOP/s of an A100 that the published optima need; reading notes say 280e12, the data sheet 312e12
 TABLE = sv.Interference.published()
@@ -52,7 +53,9 @@ OPERATIONS = {
 def experiment(lab: Lab, settings: Settings) -> None:
     costs_of_an_iteration(lab)
     optima(lab)
+    limits_by_device(lab)
     ablation(lab, settings)
+    three_lanes(lab, settings)
     other_models(lab, settings)
     served_trace(lab, settings)
     on_this_machine(lab, settings)
@@ -63,7 +66,10 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
     searches = 2 * settings.workloads + 1 + len(settings.models) + 3 + 1
     mixes = f"{len(settings.prompt_tokens)} mixes of {settings.decodes} decoding requests and prompts"
     return [
-        ("searches", f"{searches} schedules, to {settings.gap:.1%} or {settings.search_seconds:g} s each"),
+        (
+            "searches",
+            f"{searches} schedules, to {settings.gap:.1%} or {settings.search_seconds:g} s each; 2 of three lanes",
+        ),
         ("trace", f"{settings.trace}, {settings.requests or 'all'} requests"),
         ("executed", f"{settings.layers} layers of {settings.weights}, {mixes}, on pinned cores"),
     ]
@@ -80,9 +86,6 @@ def search(settings: Settings, lanes: tuple[Any, ...], gap: float | None = None)
     return found
 
 
-# The tables that everything follows from.
-
-
 def costs_of_an_iteration(lab: Lab) -> None:
     whole = replace(costs("Llama-2-70B", ABLATION["512/1024"][0]), flops_per_s=None)
     rows: list[Row] = []
@@ -96,7 +99,7 @@ def costs_of_an_iteration(lab: Lab) -> None:
     lab.table("operations", rows, caption="The operations of an iteration: Llama-2-70B, 8 A100, 2,048 tokens, 512/1024")
     lab.measure("operation-flop-error", max(abs(row["GFLOP"] / row["published"] - 1) for row in rows))
     figure, axes = new_figure()
-    grouped_bars(axes, rows, {f"{kind} ms": kind for kind in ("compute", "memory", "network")}, "operation")
+    plot_bars(rows, {f"{kind} ms": kind for kind in ("compute", "memory", "network")}, "operation", axes=axes)
     axes.set(ylabel="ms", title="Each operation on each resource")
     lab.figure("operations", figure, caption="Estimated time of each operation on each resource, all layers")
     devices = [
@@ -125,7 +128,7 @@ def optima(lab: Lab) -> None:
     dense = [row for row in rows if row["model"] != "Mixtral-8x7B"]
     lab.measure("optimum-error", max(abs(row["of parameters as published"] / row["published"] - 1) for row in dense))
     lab.measure("mixtral-optimum-over-ours", rows[-1]["published"] / rows[-1]["of parameters as published"], unit="x")
-    ratios = np.array([[largest(name, workload).ratio for workload in WORKLOADS.values()] for name in MODELS])
+    ratios = np.array([[costs(name, one).at_largest_batch.ratio for one in WORKLOADS.values()] for name in MODELS])
     bounds = [
         {"model": name, **dict(zip(WORKLOADS, map(float, row), strict=True))}
         for name, row in zip(MODELS, ratios, strict=True)
@@ -134,12 +137,7 @@ def optima(lab: Lab) -> None:
         "ratio", bounds, caption="T_R = T_mem / T_comp at the largest batch whose caches fit: below 1 compute limits"
     )
     figure, axes = new_figure()
-    image = axes.imshow(np.log10(ratios), cmap="RdBu_r", vmin=-1.2, vmax=1.2, aspect="auto")
-    axes.set_xticks(range(len(WORKLOADS)), list(WORKLOADS))
-    axes.set_yticks(range(len(MODELS)), list(MODELS))
-    axes.grid(visible=False)
-    for i, j in itertools.product(range(len(MODELS)), range(len(WORKLOADS))):
-        axes.text(j, i, f"{ratios[i, j]:.2f}", ha="center", va="center", fontsize=8)
+    image = plot_heat(np.log10(ratios), list(MODELS), list(WORKLOADS), texts=np.round(ratios, 2), most=1.2, axes=axes)
     axes.set_title("Memory over compute time")
     figure.colorbar(image, ax=axes, label="log10 T_R")
     lab.figure(
@@ -147,17 +145,25 @@ def optima(lab: Lab) -> None:
     )
 
 
-def largest(name: str, workload: Workload) -> IterationCosts:
-    return costs(name, workload, round(costs(name, workload).max_batch))
-
-
-def grouped_bars(axes: Any, rows: list[Row], names: dict[str, str], labels: str) -> None:
-    """A group of bars for each row; ``names`` maps columns to what the legend calls them."""
-    for k, (column, name) in enumerate(names.items()):
-        places = np.arange(len(rows)) + 0.27 * (k - 1)
-        axes.bar(places, [row[column] for row in rows], 0.25, color=COLORS[k], label=name)
-    axes.set_xticks(range(len(rows)), [row[labels] for row in rows])
-    axes.legend(frameon=False, fontsize=8)
+def limits_by_device(lab: Lab) -> None:
+    shapes = {name: (shape, count) for name, (shape, count, *_) in MODELS.items()}
+    found = sv.iteration_limits(sim.ACCELERATORS.values(), shapes, WORKLOADS)
+    lab.table(
+        "limits", found.rows, caption="What limits each setting, and the longer of memory and network time over compute time; "
+        "largest batch, data sheets, 8 devices (1 for 8 B) doubled until weights and a request fit",
+    )  # fmt: skip
+    for name, share in found.shares.items():
+        lab.measure(f"{name}-bound-share", share, settings=found.limits.size)
+    figure, panels = new_figure(2, 3, figsize=(11, 8.5), sharex=True, sharey=True)
+    for k, (model, axes) in enumerate(zip(MODELS, panels.flat, strict=True)):
+        letters = np.where(found.limits[:, k] == "compute", "", np.char.upper(found.limits[:, k].astype("U1")))
+        image = plot_heat(
+            np.log10(found.over_compute[:, k]), list(sim.ACCELERATORS), list(WORKLOADS), texts=letters, most=1.2, axes=axes,
+            rotation=60.0,
+        )  # fmt: skip
+        axes.set_title(model, fontsize=9)
+    figure.colorbar(image, ax=panels, label="log10 of the longer of memory and network time over compute time")
+    lab.figure("limits", figure, caption="What limits an iteration: M memory, N network, else compute; largest batch")
 
 
 # The ablation: operations in turn, nano-batches alone, overlapped, with caches leaving for the host.
@@ -212,19 +218,36 @@ def ablation(lab: Lab, settings: Settings) -> None:
 def with_offload(lab: Lab, settings: Settings, whole: IterationCosts, free: OverlapSchedule, published: float) -> None:
     """Each layer's new caches leave over PCIe (25 GB/s a device) before its feed-forward network, as a step of each chain."""
     leave = whole.batch * whole.shape.kv_bytes_per_token() / (whole.count * 25e9)
-    lanes = []
-    for lane in sv.nano_lanes(sv.published_layer(whole)):
-        at = next(i for i, one in enumerate(lane) if one.name == "UG")
-        lanes.append((*lane[:at], sv.NanoOperation("Offload", "network", leave / 2), *lane[at:]))
-    period = search(settings, tuple(lanes)).period_s
+    step = sv.NanoOperation("Offload", "network", leave / 2)
+    period = search(settings, sv.insert_step(sv.nano_lanes(sv.published_layer(whole)), step, before="UG")).period_s
     lab.measure("offload-cost", period / free.period_s - 1, published=published, offload_ms=1e3 * leave)
+
+
+def three_lanes(lab: Lab, settings: Settings) -> None:
+    """Two kinds at once against three: halves of the batch and thirds of it, and what no order of lanes can go below."""
+    whole = costs("Llama-2-70B", ABLATION["512/1024"][0])
+    with lab.stage("three lanes", total=2) as stage:
+        rows, found = sv.compare_lanes(
+            sv.published_layer(whole), TABLE, gaps=(settings.gap, settings.gap / 10), time_limit_s=settings.search_seconds,
+            most_programmes=round(100 * settings.search_seconds),  # ends before the time does, on a machine of usual speed
+            generator=np.random.default_rng(lab.seed), progress=lambda done, *_: stage.advance(),
+        )  # fmt: skip
+    lab.table(
+        "lanes", [{**row, "tokens/s/GPU": whole.batch / whole.count / row["ms"] * 1e3} for row in rows],
+        caption="Llama-2-70B on 8 A100, 512/1024, one iteration: halves in two lanes, thirds in three",
+    )  # fmt: skip
+    for name, three in zip(("three-lane-gain", "three-lane-gain-with-rereads"), found, strict=True):
+        gain = sv.published_layer(whole).sequential_s / three.period_s
+        lab.measure(name, gain, unit="x", proven_gap=three.gap, status=three.status)
+    figure = plot_gantt(found[0].rows(), title="Three lanes", x="ms", unit=1e-3)
+    lab.figure("three-lanes", figure, caption="Three nano-batches in one period (80 layers), weights read once")
 
 
 def draw_ablation(lab: Lab, rows: list[Row]) -> None:
     figure, axes = new_figure(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, title, which in ((axes[0], "here", ""), (axes[1], "published", "published ")):
         axis.axhline(PRACTICAL / 140e9, color=COLORS[6], linestyle="--", label="optimum")
-        grouped_bars(axis, rows, {which + name: name for name in ("sequential", "nano only", "NanoFlow")}, "workload")
+        plot_bars(rows, {which + name: name for name in ("sequential", "nano only", "NanoFlow")}, "workload", axes=axis)
         axis.set(title=title, xlabel="tokens in / out")
     axes[0].set(ylabel="tokens/s/GPU")
     lab.figure("ablation", figure, caption="The ablation beside the paper's: Llama-2-70B on 8 A100")
@@ -232,25 +255,16 @@ def draw_ablation(lab: Lab, rows: list[Row]) -> None:
 
 def draw_schedule(lab: Lab, schedule: OverlapSchedule) -> None:
     figure, (above, below) = new_figure(2, 1)
-    at, turn = 0.0, []
-    for name, one in [(n, one) for n, lane in zip(("first", "second"), schedule.lanes, strict=True) for one in lane]:
-        turn.append((name, at, at + one.seconds, one.kind))
-        at += one.seconds
-    plot_gantt(turn, title="in turn", x="ms", unit=1e-3, axes=above)
+    plot_gantt(schedule.rows_in_turn(), title="in turn", x="ms", unit=1e-3, axes=above)
     plot_gantt(schedule.rows(), title="searched", x="ms", unit=1e-3, axes=below)
     for axis in (above, below):
-        axis.set_xlim(0, 1e3 * at)
+        axis.set_xlim(0, 1e3 * schedule.sequential_s)
     lab.figure("schedule", figure, caption="Two nano-batches in one period (80 layers), by kind: in turn, and searched")
     rows = schedule.utilisation(TABLE)
-    figure, axes = new_figure()
     moments = [1e3 * at for row in rows for at in (row["start_s"], row["end_s"])]
-    for k, kind in enumerate(("gemm", "gemv", "network")):
-        axes.plot(moments, [row[kind] for row in rows for _ in range(2)], color=COLORS[k], label=kind)
-    axes.set(xlabel="ms", ylabel="speed, 1: as if alone", title="What runs how fast")
-    axes.legend(frameon=False)
-    lab.figure(
-        "utilisation", figure, caption="Speed of each kind of operation over one period of the searched schedule"
-    )
+    curves = {kind: (moments, [row[kind] for row in rows for _ in range(2)]) for kind in ("gemm", "gemv", "network")}
+    figure = plot_curves(curves, title="What runs how fast", x="ms", y="speed, 1: as if alone")
+    lab.figure("utilisation", figure, caption="Speed of each kind of operation over a period of the searched schedule")
 
 
 def other_models(lab: Lab, settings: Settings) -> None:
@@ -274,30 +288,22 @@ def other_models(lab: Lab, settings: Settings) -> None:
         )
 
 
-# A trace, served by dense batches.
-
-
 def served_trace(lab: Lab, settings: Settings) -> None:
     requests = trace(lab, settings)
     workload = Workload(float(requests.prompt_tokens.mean()), float(requests.output_tokens.mean()))
     whole = costs("Llama-2-70B", workload)
-    layer, knots = sv.published_layer(whole), []
     with lab.stage("trace", total=5) as stage:
-        for scale in (0.5, 1.0, 2.0):
-            factors = {"DecAttn": scale}
-            operations = [replace(one, seconds=one.seconds * factors.get(one.name, 1.0)) for one in layer.operations]
-            attention = next(one.seconds for one in operations if one.name == "DecAttn")
-            found = search(settings, sv.nano_lanes(replace(layer, operations=tuple(operations))))
-            knots.append((attention / found.sequential_s, found.period_s / found.sequential_s))
-            stage.advance()
-        x, y = (np.array(column) for column in zip(*knots, strict=True))
+        curve = sv.overlap_curve(
+            sv.published_layer(whole), TABLE, gap=settings.gap, time_limit_s=settings.search_seconds,
+            progress=lambda *_: stage.advance(),
+        )  # fmt: skip
         memory = whole.count * whole.device.memory_bytes - whole.weight_bytes
         kv = whole.shape.kv_bytes_per_token()
         saturated = requests.at_speed(1e9)
         served = {}
         for name, seconds in (
             ("in turn", sv.BatchSeconds(whole)),
-            ("overlapped", sv.BatchSeconds(whole, sv.Curve(x, y))),
+            ("overlapped", sv.BatchSeconds(whole, curve)),
         ):
             former = sv.BatchFormer(BATCH, memory // kv, workload.output_mean)
             served[name] = sv.simulate_dense_batches(former, saturated, seconds, kv_bytes_per_token=kv)
@@ -324,9 +330,6 @@ def trace(lab: Lab, settings: Settings) -> sv.RequestTable:
     AZURE_LLM_2023.read(file, data_folder())
     requests = sv.read_requests(AZURE_LLM_2023.folder(data_folder()) / file)
     return requests.head(settings.requests) if settings.requests else requests
-
-
-# For real: prompts and decode attention of a small model on the cores of this machine.
 
 
 def on_this_machine(lab: Lab, settings: Settings) -> None:
@@ -392,9 +395,6 @@ def one_mix(
         **{f"{name}, ms": 1e3 * value for name, value in seconds.items()}, "best in turn": best,
         "overlapped, ms": 1e3 * statistics.median(timing.ours_s), "gain": timing.value,
         "predicted, ms": 1e3 * ready.predicted_s, "predicted gain": statistics.median(timing.peer_s) / ready.predicted_s,
-        "closed-form gain": ready.closed_form_gain, "attention on 1 / 2 cores": ready.attention_speedup,
-        **{f"GB/s, {k} cores": rate / 1e9 for k, rate in enumerate(ready.cache_bytes_per_s, 1)},
-        **{f"GFLOP/s, {k} cores": rate / 1e9 for k, rate in enumerate(ready.flops_per_s, 1)},
-        **{f"P({kind}) on 1 core": float(ready.measured.table(kind, 0.5)) for kind in ("gemm", "gemv")},
+        **ready.facts,
     }  # fmt: skip
     return row, ready.run()
