@@ -184,7 +184,7 @@ def start_remote(role: str) -> Any:
     process = subprocess.Popen(
         [
             sys.executable, "-c", "from anabranch.cli import main; main()", "serving", "worker", "--role", role, "--listen",
-            "127.0.0.1:0",
+            "127.0.0.1:0", "--device", "cpu",
         ],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -275,6 +275,8 @@ def test_strangers_and_bad_addresses(tiny: CausalModel) -> None:
         WorkerListener("decode", "::1")
     with pytest.raises(ValueError, match="key must have 16 bytes"):
         WorkerListener("decode", key=b"1")
+    with pytest.raises(ValueError, match=r"device='tpu'.*expected cpu, cuda or cuda:INDEX"):
+        WorkerListener("decode", device="tpu")
     assert len(key) == 32
 
 
@@ -303,13 +305,13 @@ def test_a_worker_is_free_when_a_server_has_stopped(monkeypatch: pytest.MonkeyPa
     from anabranch.serving._worker_loops import WorkerSpec
 
     def work(spec: WorkerSpec, channel: Any, inbox: Any) -> None:
-        channel.send(("ready", None, ""))
+        channel.send(("ready", None, spec.device))
         assert channel.recv() == ("stop",)
         time.sleep(0.3)
         raise KeyError("never thought of")
 
     monkeypatch.setattr(module, "work", work)
-    worker, said = module.WorkerListener("prefill"), []
+    worker, said = module.WorkerListener("prefill", device="cpu:0"), []
     thread = threading.Thread(target=worker.serve, args=(said.append,), daemon=True)
     thread.start()
     spec = WorkerSpec("prefill", "", "float32", 1, "tcp", None, 1, 1, False)
@@ -317,7 +319,7 @@ def test_a_worker_is_free_when_a_server_has_stopped(monkeypatch: pytest.MonkeyPa
         events: queue.Queue[Any] = queue.Queue()
         handle = module.RemoteHandle(worker.address, 30.0)
         handle.start(spec, events.put)
-        assert events.get(timeout=30) == ("ready", None, "")
+        assert events.get(timeout=30) == ("ready", None, "cpu:0")  # its own, whatever the server says
         options = handle._connection.fileno()
         with socket.socket(fileno=os.dup(options)) as same:
             assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -150,6 +150,15 @@ def test_bad_jobs(refused: Any, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused("provision", *arguments)
 
 
+def test_a_worker_on_a_device_that_is_not_there(refused: Any) -> None:
+    arguments = ("worker", "--role", "decode", "--listen", "127.0.0.1:0", "--device")
+    assert "device='tpu': expected cpu, cuda or cuda:INDEX" in refused(*arguments, "tpu")
+    import torch
+
+    if not torch.cuda.is_available():
+        assert "device='cuda:0'" in refused(*arguments, "cuda:0")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

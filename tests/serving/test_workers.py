@@ -22,7 +22,7 @@ from anabranch.serving.transports import (
     TransportClosed,
     parse_tcp,
 )
-from anabranch.serving.workers import DecodeWorker, PrefillWorker
+from anabranch.serving.workers import DecodeWorker, PrefillWorker, usable_device
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +241,26 @@ class _Headless(torch.nn.Module):
         @classmethod
         def get_text_config(cls, decoder: bool = True) -> Any:
             return cls
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_device("cpu").type == "cpu"
+    for name in ("meta", "gpu 1"):
+        with pytest.raises(ValueError, match="expected cpu, cuda or cuda:INDEX"):
+            usable_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device='cuda': .*; cpu always works"):
+        usable_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert usable_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match="torch sees 2 GPUs here, cuda:0 to cuda:1"):
+        usable_device("cuda:2")
+
+
+def test_caches_go_to_the_models_device(tiny: CausalModel) -> None:
+    buffers = PrefillWorker(tiny).prefill(prompts()[3]).buffers()
+    assert buffers.to(torch.device("cpu")) is buffers
+    away = buffers.to(torch.device("meta"))  # the one other device that is everywhere
+    assert {part.device.type for layer in away.layers for part in (layer.keys, layer.values)} == {"meta"}
+    assert (away.tokens, away.n_bytes) == (buffers.tokens, buffers.n_bytes)

@@ -26,6 +26,7 @@ from anabranch.serving._worker_handles import OnEvent
 from anabranch.serving._worker_loops import STOP, Message, WorkerSpec, work
 from anabranch.serving.streams import ServingError
 from anabranch.serving.transports import parse_tcp
+from anabranch.serving.workers import usable_device
 
 ROLES = ("prefill", "decode")
 HANDSHAKE_S, STRANGERS = 10.0, 16  # of those that have not shown the key yet: time, and how many at once
@@ -157,10 +158,11 @@ class WorkerListener:
         port: 0 for a free one.
         model: its own copy of the model; else the path that the server names.
         threads: of the processor.
+        device: for the model: "cpu", "cuda" or "cuda:1".
         key: 16 bytes; a random one if not given.
 
     Raises:
-        ValueError: another role, a host that stands for all of them, IPv6, a key of another length.
+        ValueError: another role, a device that is not there, a host that stands for all of them, IPv6, a key of another length.
         OSError: a port that is taken.
     """
 
@@ -172,15 +174,17 @@ class WorkerListener:
         *,
         model: str | Path | None = None,
         threads: int = 1,
+        device: str = "cpu",
         key: bytes | None = None,
     ) -> None:
         if role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+        usable_device(device)
         _address_of(host)
         self._key = secrets.token_bytes(16) if key is None else key
         if len(self._key) != 16:
             raise ValueError(f"key must have 16 bytes, got {len(self._key)}")
-        self.role, self._host, self._model, self._threads = role, host, model, threads
+        self.role, self._host, self._model, self._threads, self._device = role, host, model, threads, device
         self._listener = socket.create_server((host, port), backlog=16)
         self.address = f"tcp://{host}:{self._listener.getsockname()[1]}/{self._key.hex()}"
         self._strangers = threading.Semaphore(STRANGERS)
@@ -248,7 +252,15 @@ class WorkerListener:
 
     def _own(self, spec: WorkerSpec) -> WorkerSpec:
         path = spec.path if self._model is None else str(self._model)
-        return replace(spec, role=self.role, path=path, host=self._host, threads=self._threads, transport="tcp")
+        return replace(
+            spec,
+            role=self.role,
+            path=path,
+            host=self._host,
+            threads=self._threads,
+            device=self._device,
+            transport="tcp",
+        )
 
     def close(self) -> None:
         self._closed = True

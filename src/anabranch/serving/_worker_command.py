@@ -15,6 +15,7 @@ def run(
     *,
     model: str | None,
     threads: int,
+    device: str,
     key_file: Path | None,
     say: Callable[[str], None],
     tell: Callable[[str], None],
@@ -27,7 +28,7 @@ def run(
     key = None
     if key_file is not None:
         key = _key(key_file)
-    worker = WorkerListener(role, host.strip("[]"), int(port), model=model, threads=threads, key=key)
+    worker = WorkerListener(role, host.strip("[]"), int(port), model=model, threads=threads, device=device, key=key)
     # A key that was given is known to who gave it, and need not stand in a log.
     say(worker.address if key is None else worker.address.rpartition("/")[0] + "/KEY")
     with contextlib.suppress(KeyboardInterrupt):

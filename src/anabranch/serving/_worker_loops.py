@@ -23,7 +23,7 @@ from anabranch.serving.transports import (
     TcpSender,
     TransportClosed,
 )
-from anabranch.serving.workers import DecodeWorker, PrefillWorker, model_digest, stop_tokens
+from anabranch.serving.workers import DecodeWorker, PrefillWorker, model_digest, stop_tokens, usable_device
 
 Message = tuple[Any, ...]
 STOP: Message = ("stop",)
@@ -44,6 +44,7 @@ class WorkerSpec:
     checksums: bool
     host: str = "127.0.0.1"
     rings: tuple[str, ...] = field(default=())  # of a decode worker: one a prefill worker
+    device: str = "cpu"  # that the model is on
     digest: bool = False  # tell which model it is, where each worker has its own
 
 
@@ -61,7 +62,7 @@ def work(spec: WorkerSpec, channel: Channel, inbox: queue.Queue[Message], receiv
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     try:
         torch.set_num_threads(spec.threads)
-        loaded = load_causal(spec.path, dtype=getattr(torch, spec.dtype))
+        loaded = load_causal(spec.path, dtype=getattr(torch, spec.dtype), device=usable_device(spec.device))
         PrefillWorker(loaded)  # refuses models whose layers it cannot find
         digest = model_digest(loaded) if spec.digest else ""
     except Exception as error:

@@ -276,6 +276,7 @@ def worker(
         str | None, typer.Option(help="Its own copy of the model; without, the path that the server names.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Of the processor.", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="For the model: cpu, cuda or cuda:1.")] = "cpu",
     key_file: Annotated[
         Path | None,
         typer.Option(
@@ -293,7 +294,7 @@ def worker(
     from anabranch.serving import _worker_command as command
 
     command.run(
-        role, listen, model=model, threads=threads, key_file=key_file, say=typer.echo,
+        role, listen, model=model, threads=threads, device=device, key_file=key_file, say=typer.echo,
         tell=lambda text: typer.echo(text, err=True),
     )  # fmt: skip
 

@@ -45,6 +45,12 @@ class KvBuffers:
     def n_bytes(self) -> int:
         return sum(layer.n_bytes for layer in self.layers)
 
+    def to(self, device: torch.device) -> KvBuffers:
+        """On a device; itself where it is there already."""
+        if all(part.device == device for layer in self.layers for part in (layer.keys, layer.values)):
+            return self
+        return KvBuffers(tuple(LayerBuffer(one.keys.to(device), one.values.to(device)) for one in self.layers))
+
     def sha256(self) -> str:
         """Of all bytes, keys before values, in the order of the layers."""
         digest = hashlib.sha256()

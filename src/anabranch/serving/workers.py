@@ -44,6 +44,30 @@ def device_of(loaded: CausalModel) -> torch.device:
     return next(loaded.model.parameters()).device
 
 
+def usable_device(name: str) -> torch.device:
+    """The processor or a GPU of this machine.
+
+    Raises:
+        ValueError: another kind of device, or a GPU that torch does not see here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: expected cpu, cuda or cuda:INDEX")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU here"
+            raise ValueError(f"device={name!r}: {why}; cpu always works")
+        if device.index is not None and device.index >= count:
+            raise ValueError(
+                f"device={name!r}: torch sees {count} GPU{'s' * (count > 1)} here, cuda:0 to cuda:{count - 1}"
+            )
+    return device
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers, in order.
 
@@ -228,7 +252,7 @@ class DecodeWorker:
             raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
         if request in self.requests:
             raise ValueError(f"request {request} is being decoded already")
-        buffers = cache if isinstance(cache, KvBuffers) else kv_to_buffers(cache)
+        buffers = (cache if isinstance(cache, KvBuffers) else kv_to_buffers(cache)).to(device_of(self.loaded))
         new = _Sequence(request, first_token, buffers.tokens, max_new_tokens)
         if not self._batch:
             self._batch, self._cache = [new], kv_from_buffers(buffers)
