@@ -272,7 +272,7 @@ def test_provision_over_seeds(anabranch: CommandLine, trace: Path) -> None:
     command = ("serving", "provision", "--trace", str(trace), "--machines", machines, "--seconds", "5", "--seeds", "3")
     job = Job.of(
         trace=trace, service="conversation", rate=None, budget_power="60kW", budget_cost=None, minimise="cost", seconds=5.0,
-        profile=None, model=None, config=None, machines=Path(machines), limits=LIMITS, seed=0, seeds=3, out=None,
+        profile=None, model=None, config=None, machines=Path(machines), limits=LIMITS, seed=0, seeds=3, workers=1, out=None,
     )  # fmt: skip
     most = 20.0 * 60_000 / job.designs[0].prompt.provisioned_w
     loads = [Load(job.lengths, 5.0, most, child) for child in np.random.default_rng([0, 1]).spawn(3)]

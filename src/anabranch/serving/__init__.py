@@ -34,10 +34,20 @@ from anabranch.serving.overlap_schedule import NanoOperation, OverlapSchedule, S
 from anabranch.serving.performance import Curve, PerformanceModel, ProfileTable, roofline
 from anabranch.serving.periodic_schedule import PeriodicSchedule, sequential
 from anabranch.serving.profile_errors import held_out_error, left_out_knot_error
-from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput, provision, rate_plane
 from anabranch.serving.published_profiles import published_performance
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
-from anabranch.serving.slo import Load, MaxRate, RateInterval, SloLimits, SloReport, max_rate, rate_interval, slo_report
+from anabranch.serving.slo import (
+    Load,
+    MaxRate,
+    RateInterval,
+    SloLimits,
+    SloReport,
+    max_rate,
+    rate_interval,
+    rate_intervals,
+    slo_report,
+)
 from anabranch.serving.studies import answer_differences, exposed_transfers, slowdown_rows
 
 if TYPE_CHECKING:
@@ -184,10 +194,13 @@ __all__ = [
     "prepare_overlap",
     "prepare_workers",
     "profile_model",
+    "provision",
     "published_layer",
     "published_lengths",
     "published_performance",
     "rate_interval",
+    "rate_intervals",
+    "rate_plane",
     "read_requests",
     "replay",
     "resource_bound",

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 
 from anabranch.serving._cluster_files import ServedModel, read_machines
 from anabranch.serving._serving_words import numbers, table_text, watts
-from anabranch.serving.cluster import Cluster, Pool, Transfers
+from anabranch.serving.cluster import Cluster, Transfers
 from anabranch.serving.performance import PerformanceModel
-from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput
+from anabranch.serving.provisioning import Design, Provision, provision
 from anabranch.serving.requests import RequestTable, published_lengths, read_requests
-from anabranch.serving.slo import Load, RateInterval, SloLimits, rate_interval
+from anabranch.serving.slo import Load, RateInterval, SloLimits, rate_intervals
 from anabranch.simulation import DGX_A100, DGX_H100, DGX_H100_CAPPED, Machine
 
 Progress = Callable[[float, float, dict[str, float]], None]
@@ -40,6 +41,7 @@ class Job:
     seconds: float
     seed: int
     seeds: int
+    workers: int
     rate: float | None
     budget: float | None
     measure: str
@@ -48,7 +50,7 @@ class Job:
     def of(
         cls, *, trace: Path | None, service: str, rate: float | None, budget_power: str | None, budget_cost: float | None,
         minimise: str, seconds: float, profile: Path | None, model: str | None, config: Path | None, machines: Path | None,
-        limits: Sequence[str], seed: int, seeds: int, out: Path | None,
+        limits: Sequence[str], seed: int, seeds: int, workers: int, out: Path | None,
     ) -> Job:  # fmt: skip
         given = [
             name for name, value in
@@ -84,7 +86,7 @@ class Job:
             f"{lengths.output_tokens.mean():,.0f} output tokens on average"
         )
         designs, slowest = _designs(profile, model, config, machines)
-        return cls(designs, lengths, said, slowest, slo, seconds, seed, seeds, rate, budget, measure)
+        return cls(designs, lengths, said, slowest, slo, seconds, seed, seeds, workers, rate, budget, measure)
 
 
 def _designs(
@@ -105,9 +107,10 @@ def _designs(
     def design(title: str, prompt: Machine, token: Machine | None) -> Design:
         scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
 
-        def cluster(pools: tuple[Pool, ...]) -> Cluster:
-            return Cluster(pools, times, served.kv_bytes, served.weights, scheduler, transfers=transfers)
-
+        cluster = partial(
+            Cluster, performance=times, kv_bytes_per_token=served.kv_bytes, weight_bytes=served.weights, scheduler=scheduler,
+            transfers=transfers,
+        )  # fmt: skip
         return Design(title, prompt, token, cluster)
 
     slowest = max(times.values(), key=lambda one: float(one.prompt_seconds(1024)))
@@ -125,7 +128,8 @@ class Found:
 
 
 def search(job: Job, progress: Progress) -> Found:
-    """Every design with the same random arrivals. Cost: seconds to a minute a design, and a search for each further seed.
+    """Every design with the same random arrivals, ``workers`` at a time. Cost: seconds to a minute a design, and a search for
+    each further seed.
 
     With ``seeds`` of 2 or more, the chosen clusters' highest rates are found again under so many other arrivals.
     """
@@ -140,40 +144,27 @@ def search(job: Job, progress: Progress) -> Found:
         )
         most = max(2.0, 20.0 * job.budget / cheapest)
     load = Load(job.lengths, job.seconds, most, generator)
-    best: list[Provision] = []
-    tried, failed, over_seeds = {}, {}, {}
-    fresh = []
+    results = provision(
+        job.designs, load, job.reference, job.limits, budget=job.budget, rate_per_s=job.rate if job.budget is None else None,
+        measure=job.measure, most=_enough(job.rate or 1.0), workers=job.workers, progress=progress,
+    )  # fmt: skip
+    failed = {name: found for name, found in results.items() if isinstance(found, str)}
+    chosen = {name: found for name, found in results.items() if not isinstance(found, str)}
+    failed |= {name: "no rate keeps the limits" for name, (found, _) in chosen.items() if not found.rate_per_s > 0}
+    best = [found for found, _ in chosen.values() if found.rate_per_s > 0]
+    tried = {one.design: [other for other in chosen[one.design][1] if other.rate_per_s > 0] for one in best}
+    over_seeds = {}
     if job.seeds > 1:  # the lengths are the same, the arrivals are not those that the designs were chosen under
         ceiling = most if job.budget is not None else 4 * most
         fresh = [
             Load(job.lengths, job.seconds, ceiling, child)
             for child in np.random.default_rng([job.seed, 1]).spawn(job.seeds)
         ]
-    for i, design in enumerate(job.designs):
-        progress(i, len(job.designs), {})
-        try:
-            if job.budget is None:
-                assert job.rate is not None
-                found, all_of_it = least_machines(
-                    design, job.rate, load, job.reference, job.limits, measure=job.measure, most=_enough(job.rate)
-                )
-            else:
-                found, all_of_it = most_throughput(
-                    design, job.budget, load, job.reference, job.limits, measure=job.measure, prune=True
-                )
-        except ValueError as error:
-            failed[design.name] = str(error)
-            continue
-        if found.rate_per_s > 0:
-            best.append(found)
-            tried[design.name] = [one for one in all_of_it if one.rate_per_s > 0]
-            if fresh:
-                cluster = design.build(found.prompts, found.tokens)
-                over_seeds[design.name] = rate_interval(
-                    cluster, fresh, job.reference, job.limits, start_per_s=found.rate_per_s
-                )
-        else:
-            failed[design.name] = "no rate keeps the limits"
+        by_name = {design.name: design for design in job.designs}
+        clusters = [by_name[one.design].build(one.prompts, one.tokens) for one in best]
+        starts = [one.rate_per_s for one in best]
+        intervals = rate_intervals(clusters, fresh, job.reference, job.limits, starts_per_s=starts, workers=job.workers)
+        over_seeds = {one.design: interval for one, interval in zip(best, intervals, strict=True)}
     key = (lambda one: -one.rate_per_s) if job.budget is not None else (lambda one: _price(one, job.measure))
     return Found(sorted(best, key=key), tried, failed, over_seeds)
 

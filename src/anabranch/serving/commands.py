@@ -153,6 +153,9 @@ def provision(
             help="From 2 on: rates of the chosen clusters under so many other arrivals, with an interval.", min=1
         ),
     ] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that search designs and arrivals; one a core without.", min=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a table and a figure.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -161,11 +164,12 @@ def provision(
     anabranch serving provision --trace my.csv --budget-power 200kW
     """
     from anabranch.serving import _provision_command as command
+    from anabranch.serving.simulation_pool import usable_processors
 
     job = command.Job.of(
         trace=trace, service=service, rate=rate, budget_power=budget_power, budget_cost=budget_cost, minimise=minimise,
         seconds=seconds, profile=profile, model=model, config=config, machines=machines, limits=(ttft, tbt, e2e), seed=seed,
-        seeds=seeds, out=out,
+        seeds=seeds, workers=workers or usable_processors(), out=out,
     )  # fmt: skip
     found = command.search(job, _progress)
     _erase()

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from anabranch.serving.cluster import Batching, Cluster, Pool, Transfers
+from anabranch.serving.cluster import Batching, Cluster, Transfers
 from anabranch.serving.performance import PerformanceModel
 from anabranch.serving.provisioning import Design
 from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100, DGX_H100_CAPPED, GIB, Machine
@@ -51,8 +52,8 @@ def splitwise_design(
     times = {one.name: performance(one.device.name) for one in (prompt, token) if one is not None}
     scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
 
-    def cluster(pools: tuple[Pool, ...]) -> Cluster:
-        kv = BLOOM_176B.kv_bytes_per_token()
-        return Cluster(pools, times, kv, BLOOM_WEIGHT_BYTES, scheduler, batching, transfers)
-
+    cluster = partial(
+        Cluster, performance=times, kv_bytes_per_token=BLOOM_176B.kv_bytes_per_token(), weight_bytes=BLOOM_WEIGHT_BYTES,
+        scheduler=scheduler, batching=batching, transfers=transfers,
+    )  # fmt: skip
     return Design(name, prompt, token, cluster)

@@ -1,12 +1,15 @@
 """How many prompt and token machines: the most throughput for a budget, or the least cost or power for a rate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from jaxtyping import Float64
 
 from anabranch.serving.cluster import Cluster, Pool, simulate_cluster
 from anabranch.serving.performance import PerformanceModel
+from anabranch.serving.simulation_pool import run_tasks
 from anabranch.serving.slo import Load, MaxRate, SloLimits, max_rate, slo_report
 from anabranch.simulation import Machine
 
@@ -18,7 +21,7 @@ class Design:
     """Which machines do what: two kinds with the phases apart, or one kind (``token`` None) that does both.
 
     Args:
-        cluster: makes a cluster of pools; everything but the pools is fixed in it.
+        cluster: makes a cluster of pools; everything but the pools is fixed in it (``functools.partial(Cluster, ...)``).
     """
 
     name: str
@@ -214,3 +217,98 @@ def _staircase(
         prompts += 1
         while tokens > 1 and suffices(prompts, tokens - 1):
             tokens -= 1
+
+
+def provision(
+    designs: Sequence[Design],
+    load: Load,
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    budget: float | None = None,
+    rate_per_s: float | None = None,
+    measure: str = "power",
+    tolerance: float = 0.02,
+    most: int = 256,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Provision, list[Provision]] | str]:
+    """Every design's best: :func:`most_throughput` of ``budget`` (pruned), or :func:`least_machines` for ``rate_per_s``.
+
+    Args:
+        workers: processes, each with a design at a time; what is found does not depend on it. Several need designs that can be
+            pickled: ``functools.partial(Cluster, ...)`` rather than a function within a function.
+
+    Returns:
+        by the design's name what the search gives, or why it has no answer.
+
+    Raises:
+        ValueError: both or none of a budget and a rate, designs of one name, fewer than one worker.
+    """
+    if (budget is None) == (rate_per_s is None):
+        raise ValueError(f"budget={budget}, rate_per_s={rate_per_s}: expected one of them")
+    names = [design.name for design in designs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"designs has a name twice: {', '.join(names)}")
+    call = partial(_search, load, reference, limits, budget, rate_per_s, measure, tolerance, most)
+
+    def ended(count: int) -> None:
+        if progress is not None:
+            progress(count, len(designs), {})
+
+    return dict(zip(names, run_tasks(call, designs, workers, ended), strict=True))
+
+
+def _search(
+    load: Load, reference: PerformanceModel, limits: SloLimits | None, budget: float | None, rate_per_s: float | None,
+    measure: str, tolerance: float, most: int, design: Design,
+) -> tuple[Provision, list[Provision]] | str:  # fmt: skip
+    try:
+        if budget is not None:
+            return most_throughput(
+                design, budget, load, reference, limits, measure=measure, tolerance=tolerance, prune=True
+            )
+        assert rate_per_s is not None
+        return least_machines(design, rate_per_s, load, reference, limits, measure=measure, most=most)
+    except ValueError as error:
+        return str(error)
+
+
+def rate_plane(
+    design: Design,
+    prompts: Sequence[int],
+    tokens: Sequence[int],
+    load: Load,
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    tolerance: float = 0.02,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Float64[np.ndarray, "prompts tokens"]:
+    """The highest rate of every pair of numbers of machines; 0 where none keeps the limits.
+
+    Args:
+        workers: processes; the rates do not depend on it. Cost: a :func:`max_rate` for each pair.
+
+    Raises:
+        ValueError: a design with one kind of machine, no numbers, fewer than one worker.
+    """
+    if design.token is None:
+        raise ValueError(f"{design.name} has one kind of machine: expected prompt and token machines")
+    if not prompts or not tokens:
+        raise ValueError(f"prompts={list(prompts)}, tokens={list(tokens)}: expected numbers of machines")
+    clusters = [design.build(p, t) for p in prompts for t in tokens]
+
+    def ended(count: int) -> None:
+        if progress is not None:
+            progress(count, len(clusters), {})
+
+    rates = run_tasks(partial(_rate, load, reference, limits, tolerance), clusters, workers, ended)
+    return np.array(rates, np.float64).reshape(len(prompts), len(tokens))
+
+
+def _rate(
+    load: Load, reference: PerformanceModel, limits: SloLimits | None, tolerance: float, cluster: Cluster
+) -> float:
+    return max_rate(cluster, load, reference, limits, tolerance=tolerance).rate_per_s

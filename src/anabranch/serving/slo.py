@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -9,6 +10,7 @@ from jaxtyping import Float64, Int64
 from anabranch.serving.cluster import Cluster, ServingResult, simulate_cluster
 from anabranch.serving.performance import PerformanceModel
 from anabranch.serving.requests import RequestTable
+from anabranch.serving.simulation_pool import run_tasks
 
 METRICS = ("ttft", "tbt", "e2e")
 
@@ -221,27 +223,68 @@ def rate_interval(
     *,
     tolerance: float = 0.02,
     start_per_s: float | None = None,
+    workers: int = 1,
 ) -> RateInterval:
     """How sure the highest rate of a cluster is: :func:`max_rate` under every load, the mean and its t-interval.
 
     For a cluster that was chosen under some load, take others: under its own it looks better than it is. Cost: ``len(loads)``
     searches.
 
+    Args:
+        workers: processes that search; the interval does not depend on it.
+
     Raises:
-        ValueError: fewer than two loads.
+        ValueError: fewer than two loads, or than one worker.
+    """
+    starts = [start_per_s]
+    return rate_intervals(
+        [cluster], loads, reference, limits, tolerance=tolerance, starts_per_s=starts, workers=workers
+    )[0]
+
+
+def rate_intervals(
+    clusters: Sequence[Cluster],
+    loads: Sequence[Load],
+    reference: PerformanceModel,
+    limits: SloLimits | None = None,
+    *,
+    tolerance: float = 0.02,
+    starts_per_s: Sequence[float | None] | None = None,
+    workers: int = 1,
+) -> list[RateInterval]:
+    """:func:`rate_interval` of every cluster, all their searches shared out to ``workers`` processes.
+
+    Args:
+        starts_per_s: a guess for each cluster.
+
+    Raises:
+        ValueError: fewer than two loads, or than one worker; another number of guesses.
     """
     if len(loads) < 2:
         raise ValueError(f"loads: an interval needs at least 2, got {len(loads)}")
+    starts = [None] * len(clusters) if starts_per_s is None else starts_per_s
+    if len(starts) != len(clusters):
+        raise ValueError(f"starts_per_s has {len(starts)} guesses for {len(clusters)} clusters")
     from scipy.special import stdtrit
 
-    found = [
-        max_rate(cluster, load, reference, limits, tolerance=tolerance, start_per_s=start_per_s).rate_per_s
-        for load in loads
-    ]
-    mean, n = float(np.mean(found)), len(found)
-    half = float(stdtrit(n - 1, 0.975) * np.std(found, ddof=1) / np.sqrt(n))
+    tasks = [(cluster, load, start) for cluster, start in zip(clusters, starts, strict=True) for load in loads]
+    rates = run_tasks(partial(_rate_of, reference, limits, tolerance), tasks, workers)
+    n = len(loads)
+    intervals = []
     floors = [max(1 / load.seconds, 1e-3) for load in loads]  # below which max_rate does not search
-    left = [tolerance * rate if rate > 0 else floor for rate, floor in zip(found, floors, strict=True)]
-    capped = sum(rate >= load.most_per_s for rate, load in zip(found, loads, strict=True))
-    high = float("inf") if capped else mean + half + float(np.mean(left))
-    return RateInterval(mean, max(0.0, mean - half), high, tuple(found), capped)
+    for k in range(len(clusters)):
+        found = rates[k * n : (k + 1) * n]
+        mean = float(np.mean(found))
+        half = float(stdtrit(n - 1, 0.975) * np.std(found, ddof=1) / np.sqrt(n))
+        left = [tolerance * rate if rate > 0 else floor for rate, floor in zip(found, floors, strict=True)]
+        capped = sum(rate >= load.most_per_s for rate, load in zip(found, loads, strict=True))
+        high = float("inf") if capped else mean + half + float(np.mean(left))
+        intervals.append(RateInterval(mean, max(0.0, mean - half), high, tuple(found), capped))
+    return intervals
+
+
+def _rate_of(
+    reference: PerformanceModel, limits: SloLimits | None, tolerance: float, task: tuple[Cluster, Load, float | None]
+) -> float:
+    cluster, load, start = task
+    return max_rate(cluster, load, reference, limits, tolerance=tolerance, start_per_s=start).rate_per_s
