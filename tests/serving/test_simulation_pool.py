@@ -19,9 +19,9 @@ from anabranch.serving import (
     rate_interval,
     rate_intervals,
     rate_plane,
+    simulation_pool,
     splitwise_design,
 )
-from anabranch.serving import simulation_pool
 from anabranch.serving.simulation_pool import run_tasks, usable_processors
 
 REFERENCE = published_performance("bloom-176b", "a100-80gb")
