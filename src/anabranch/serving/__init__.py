@@ -51,6 +51,7 @@ from anabranch.serving.slo import (
 from anabranch.serving.studies import answer_differences, exposed_transfers, slowdown_rows
 
 if TYPE_CHECKING:
+    from anabranch.serving.device_measurement import measure_device
     from anabranch.serving.kv_buffers import KvBuffers, kv_from_buffers, kv_to_buffers
     from anabranch.serving.kv_tier import KVTier, gather_pages, scatter_pages
     from anabranch.serving.lanes import CpuLanes, CudaLanes, Lanes, Piece, usable_cores
@@ -96,6 +97,7 @@ _REAL = {  # they need torch or transformers, which a simulation does not: loade
     "kv_to_buffers": "kv_buffers",
     "latency_summary": "trace_replay",
     "layer_works": "llama_layers",
+    "measure_device": "device_measurement",
     "measure_interference": "overlap_execution",
     "measure_operations": "overlap_execution",
     "overlap_pieces": "overlap_execution",
@@ -183,6 +185,7 @@ __all__ = [
     "least_machines",
     "left_out_knot_error",
     "max_rate",
+    "measure_device",
     "measure_interference",
     "measure_operations",
     "most_throughput",

@@ -27,7 +27,9 @@ from anabranch.simulation import (
     LLAMA3_70B,
     MIXTRAL_8X7B,
     SMOLLM2_135M,
+    Device,
     TransformerShape,
+    read_device,
 )
 from anabranch.simulation import DEEPSEEK_67B as DEEPSEEK
 from anabranch.simulation import QWEN2_72B as QWEN2
@@ -96,6 +98,20 @@ def read_shape(source: str | Path) -> TransformerShape:
         raise ValueError(f"{path} holds a {type(config).__name__}: expected an object")
     name = str(config.get("_name_or_path") or path.resolve().parent.name or path.stem)
     return TransformerShape.from_config(name, config)
+
+
+def device_of(source: str) -> Device:
+    """A known device, one from a JSON file, or this machine: "measured", "measured:cuda".
+
+    Raises:
+        ValueError: none of these.
+    """
+    word, _, place = source.partition(":")
+    if word != "measured":
+        return read_device(source)
+    from anabranch.serving.device_measurement import measure_device
+
+    return measure_device(place or "cpu")
 
 
 def read_workload(trace: str | Path | None, lengths: str | None) -> Workload:

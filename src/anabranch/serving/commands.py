@@ -39,7 +39,8 @@ def bound(
         str, typer.Option("--model", "-m", help="config.json, its folder, or a name such as llama-2-70b.")
     ],
     device: Annotated[
-        str, typer.Option("--device", "-d", help="A100-80, H100, ... or a JSON file with the fields of a Device.")
+        str,
+        typer.Option("--device", "-d", help="A100-80, H100, ..., a JSON file of a Device, measured or measured:cuda."),
     ],
     count: Annotated[int, typer.Option("--count", "-n", help="Devices, tensor parallel.", min=1)] = 1,
     trace: Annotated[
@@ -73,7 +74,6 @@ def bound(
     anabranch serving bound -m llama-2-70b -d A100-80 -n 8 --lengths 512,1024
     """
     from anabranch.serving import _bound_command as command
-    from anabranch.simulation import read_device
 
     if out is not None and out.suffix not in (".json", ".svg", ".png"):
         raise ValueError(f"--out {out}: expected .json, .svg or .png")
@@ -81,7 +81,7 @@ def bound(
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     practical = None if practical_tflops is None else practical_tflops * 1e12
     workload = command.read_workload(trace, lengths)
-    costs = command.costs_of(command.read_shape(model), read_device(device), count, workload, batch, practical)
+    costs = command.costs_of(command.read_shape(model), command.device_of(device), count, workload, batch, practical)
     found = command.find_bound(
         costs,
         seconds=None if kernels is None else command.read_kernel_seconds(kernels, batch),
