@@ -36,6 +36,7 @@ from anabranch.serving.periodic_schedule import PeriodicSchedule, sequential
 from anabranch.serving.profile_errors import held_out_error, left_out_knot_error
 from anabranch.serving.provisioning import Design, Provision, least_machines, most_throughput, provision, rate_plane
 from anabranch.serving.published_profiles import published_performance
+from anabranch.serving.reference_model import ReferenceModel
 from anabranch.serving.requests import RequestTable, poisson_requests, published_lengths, read_requests
 from anabranch.serving.slo import (
     Load,
@@ -157,6 +158,7 @@ __all__ = [
     "ProfileTable",
     "Provision",
     "RateInterval",
+    "ReferenceModel",
     "RequestRecord",
     "RequestTable",
     "Segment",

@@ -340,24 +340,22 @@ def profile_error(lab: Lab, data: Data) -> None:
 
 def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
     """One model, two cores, the same requests at the same times: both phases together, in chunks, and apart."""
-    import torch
-
-    from anabranch.language import load_causal, tiny_causal
-
-    model: Any
-    if settings.server_model == "tiny":
-        model = loaded = tiny_causal(generator=torch.Generator().manual_seed(lab.seed))
-    else:
+    path = None
+    if settings.server_model != "tiny":
         from anabranch.worlds import SMOLLM2_GGUF
 
         SMOLLM2_GGUF.read(SMOLLM2_GGUF.files[0].name, data_folder())
-        model = SMOLLM2_GGUF.folder(data_folder()) / SMOLLM2_GGUF.files[0].name
-        loaded = load_causal(model)
+        path = SMOLLM2_GGUF.folder(data_folder()) / SMOLLM2_GGUF.files[0].name
+    with sv.ReferenceModel(path, seed=lab.seed) as unsplit:
+        return served_for_real(lab, settings, data, unsplit)
+
+
+def served_for_real(lab: Lab, settings: Settings, data: Data, unsplit: sv.ReferenceModel) -> float:
     generator = np.random.default_rng(lab.seed)
     rate, span = settings.server_rate_per_s, settings.server_seconds
     drawn = sv.poisson_requests(data.conversation, rate, span, generator=generator)
     requests = drawn.shortened(settings.server_lengths_over, most=1500)
-    vocabulary = loaded.config.vocab_size
+    model, vocabulary = unsplit.path, unsplit.vocabulary
     prompts = [generator.integers(2, vocabulary, n).tolist() for n in requests.prompt_tokens]
     arms: dict[str, Callable[[], Any]] = {
         "colocated": lambda: sv.ColocatedServer(model, threads=2),
@@ -384,7 +382,8 @@ def real_servers(lab: Lab, settings: Settings, data: Data) -> float:
     for name in ("colocated", "chunked"):
         lab.measure(f"real-p99-gap-{name}-over-split", tail[name], unit="x", scale="log")
     some = streams["split"][:20]
-    same = [one.tokens == sv.unsplit_tokens(loaded, one.prompt_ids, one.max_new_tokens) for one in some]
+    wanted = unsplit.answers([one.prompt_ids for one in some], [one.max_new_tokens for one in some])
+    same = [one.tokens == answer for one, answer in zip(some, wanted, strict=True)]
     whole = [one.record.sent_sha256 == one.record.received_sha256 for one in some]
     lab.measure("real-identical-answers", float(np.mean([*same, *whole])), compared=len(same))
     lab.measure("real-transfer-over-prefill", share, prompt_tokens=length)
