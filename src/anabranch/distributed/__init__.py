@@ -16,16 +16,18 @@ from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
 from anabranch.distributed.bench import PlanOutcome, TrainingBench, TrainingRun
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
-from anabranch.distributed.errors import PipelineError, RankFailed
+from anabranch.distributed.errors import PipelineError, RankFailed, StageOutOfMemory
 from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
 from anabranch.distributed.launching import Kept, Ranks, launch
 from anabranch.distributed.link_speed import LinkSpeed, measure_link
 from anabranch.distributed.local import LocalPipeline
+from anabranch.distributed.memory_limits import Depth, deepest, depth_within, memory_limit, train_within
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
 from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.pipeline_times import (
     PipelineTimeline,
+    compare_schedules,
     even_step_s,
     measured_timeline,
     simulate_measured,
@@ -53,6 +55,7 @@ from anabranch.distributed.schedules import (
     fill_drain,
     interleaved,
     one_forward_one_backward,
+    zero_bubble,
 )
 from anabranch.distributed.skips import PopSkip, StashSkip
 from anabranch.distributed.training_memory import training_bytes
@@ -62,6 +65,7 @@ __all__ = [
     "Action",
     "CausalLayers",
     "DeferredBatchNorm",
+    "Depth",
     "Did",
     "Kept",
     "LayerProfile",
@@ -78,6 +82,7 @@ __all__ = [
     "Ranks",
     "SavedTensors",
     "StageCosts",
+    "StageOutOfMemory",
     "StashSkip",
     "TrainingArm",
     "TrainingBench",
@@ -85,7 +90,10 @@ __all__ = [
     "activation_memory",
     "causal_layers",
     "compare_cuts",
+    "compare_schedules",
     "convert_batchnorm",
+    "deepest",
+    "depth_within",
     "even_step_s",
     "fill_drain",
     "gradient_error",
@@ -93,6 +101,7 @@ __all__ = [
     "launch",
     "measure_link",
     "measured_timeline",
+    "memory_limit",
     "most_layers",
     "nearest_plan",
     "next_token_loss",
@@ -112,8 +121,10 @@ __all__ = [
     "split_sizes",
     "stage_costs",
     "stage_memory",
+    "train_within",
     "training_arm",
     "training_bytes",
     "variance_balance",
     "vision_transformer_layers",
+    "zero_bubble",
 ]

@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True)
 @typing.no_type_check
-def play(kinds, micro, chunk, chunks, micro_batches, forward_s, backward_s, recompute_s, send_s, early):
+def play(kinds, micro, chunk, chunks, micro_batches, forward_s, backward_s, recompute_s, weights_s, send_s, early):
     """``begin``, ``end`` ``[stages, actions]``; NaN for padding. Returns the number of actions that could run."""
     stages, actions = kinds.shape
     begin, end = np.full((stages, actions), np.nan), np.full((stages, actions), np.nan)
@@ -34,6 +34,8 @@ def play(kinds, micro, chunk, chunks, micro_batches, forward_s, backward_s, reco
                         spent = forward_s[v]
                         if v > 0:
                             ready = done_f[v - 1, m] + send_s[v - 1]
+                    elif kind == 4:
+                        spent, ready = weights_s[v], done_b[v, m]
                     elif kind == 1 or not early:
                         ready = done_b[v + 1, m] + send_s[v] if v < virtual - 1 else done_f[v, m]
                     if kind == 1:

@@ -18,3 +18,16 @@ class RankFailed(RuntimeError):
     def __init__(self, rank: int, message: str, reports: dict[int, str]) -> None:
         super().__init__(message)
         self.rank, self.reports = rank, reports
+
+
+class StageOutOfMemory(RuntimeError):
+    """A stage needed more memory than its limit: the message names the stage, and in what it was.
+
+    Attributes:
+        stage: which one.
+        limit_bytes: of its process.
+    """
+
+    def __init__(self, message: str, *, stage: int, limit_bytes: int) -> None:
+        super().__init__(message)
+        self.stage, self.limit_bytes = stage, limit_bytes

@@ -7,9 +7,19 @@ import numpy as np
 from jaxtyping import Float64
 
 from anabranch.distributed import _kernels_pipeline as kernels
-from anabranch.distributed.schedules import BACKWARD, FORWARD, NOTHING, RECOMPUTE, PipelineSchedule, fill_drain
+from anabranch.distributed.schedules import (
+    BACKWARD,
+    FORWARD,
+    NOTHING,
+    RECOMPUTE,
+    PipelineSchedule,
+    fill_drain,
+    interleaved,
+    one_forward_one_backward,
+    zero_bubble,
+)
 
-_KINDS = {"F": "forward", "B": "backward", "R": "recomputation"}
+_KINDS = {"F": "forward", "B": "backward", "R": "recomputation", "W": "weights"}
 Seconds = float | Sequence[float] | np.ndarray
 
 
@@ -47,6 +57,7 @@ def simulate_pipeline(
     *,
     recompute_s: Seconds = 0.0,
     send_s: Seconds = 0.0,
+    weights_s: Seconds = 0.0,
     early_recompute: bool = True,
 ) -> PipelineTimeline:
     """Times of a step: each stage does its actions in order, each as soon as its inputs are there. O(stages micro-batches).
@@ -55,6 +66,7 @@ def simulate_pipeline(
         forward_s, backward_s, recompute_s: of one micro-batch, a number or one a virtual stage.
         send_s: of one micro-batch between neighbouring virtual stages, a number or one a boundary; it delays the receiver and
             occupies nobody.
+        weights_s: of one micro-batch, where the schedule has its gradients of weights apart; ``backward_s`` is without it then.
         early_recompute: a recomputation may begin before the gradient has come (in the bubble).
 
     Raises:
@@ -63,8 +75,10 @@ def simulate_pipeline(
     virtual = schedule.stages * schedule.chunks
     arrays = [
         _spread(name, value, virtual)
-        for name, value in (("forward_s", forward_s), ("backward_s", backward_s), ("recompute_s", recompute_s))
-    ]
+        for name, value in (
+            ("forward_s", forward_s), ("backward_s", backward_s), ("recompute_s", recompute_s), ("weights_s", weights_s),
+        )
+    ]  # fmt: skip
     send = _spread("send_s", send_s, max(1, virtual - 1))
     begin, end, ran = kernels.play(
         schedule.kinds, schedule.micro_batch, schedule.chunk, schedule.chunks, schedule.micro_batches, *arrays, send,
@@ -123,6 +137,35 @@ def even_step_s(stages: int, micro_batches: int, *, checkpoint: str = "never") -
     schedule = fill_drain(stages, micro_batches, checkpoint=checkpoint)
     forward = 1.0 / stages / micro_batches
     return simulate_pipeline(schedule, forward, 2 * forward, recompute_s=forward).step_s
+
+
+def compare_schedules(
+    stages: int, micro_batches: int, *, forward_s: float = 1.0, inputs_s: float = 1.0, weights_s: float = 1.0
+) -> list[dict[str, str | int | float]]:
+    """Idle share of a step, and most micro-batches in flight, of all schedules without recomputation; equal stages.
+
+    A micro-batch takes ``forward_s + inputs_s + weights_s`` on a stage, the latter two for the gradients of inputs and
+    weights. "interleaved" has 2 chunks a stage, if the stages divide the micro-batches, and in flight counts halves.
+
+    Raises:
+        ValueError: numbers below 1, or negative times.
+    """
+    made = [fill_drain(stages, micro_batches, checkpoint="never"), one_forward_one_backward(stages, micro_batches)]
+    if micro_batches % stages == 0:
+        made.append(interleaved(stages, micro_batches, 2))
+    rows: list[dict[str, str | int | float]] = []
+    for schedule in [*made, zero_bubble(stages, micro_batches)]:
+        parts = schedule.chunks
+        backward = (inputs_s if schedule.splits_backward else inputs_s + weights_s) / parts
+        found = simulate_pipeline(schedule, forward_s / parts, backward, weights_s=weights_s / parts)
+        most = max(schedule.in_flight(k) for k in range(stages)) / parts
+        rows.append(
+            {
+                "K": stages, "M": micro_batches, "schedule": schedule.name, "bubble": found.bubble_fraction,
+                "seconds": found.step_s, "in flight": most,
+            }
+        )  # fmt: skip
+    return rows
 
 
 def _timeline(schedule: PipelineSchedule, begin: np.ndarray, end: np.ndarray) -> PipelineTimeline:

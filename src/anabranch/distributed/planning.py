@@ -70,8 +70,10 @@ def activation_memory(costs: StageCosts, schedule: PipelineSchedule) -> Float64[
     Not counted: what a layer needs only while it runs, and buffers of tensors under way. O(stages micro-batches).
 
     Raises:
-        ValueError: a schedule with another number of stages, or with several chunks a stage.
+        ValueError: a schedule with another number of stages, several chunks a stage, or gradients of weights apart.
     """
+    if schedule.splits_backward:
+        raise ValueError(f"schedule {schedule.name} has gradients of weights apart: what they keep is not known")
     if schedule.stages != len(costs.params) or schedule.chunks != 1:
         raise ValueError(
             f"schedule has {schedule.stages} stages of {schedule.chunks} chunks, costs {len(costs.params)}"

@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-FORWARD, BACKWARD, RECOMPUTE, NOTHING = 0, 1, 2, 3
+FORWARD, BACKWARD, RECOMPUTE, NOTHING, WEIGHTS = 0, 1, 2, 3, 4
 Checkpoint = str  # "always", "except_last" or "never"
 
 
 class Action(NamedTuple):
-    """``kind`` is "F", "B" or "R"; ``chunk`` tells the virtual stages of one stage apart."""
+    """``kind`` is "F", "B", "R" or "W"; ``chunk`` tells the virtual stages of one stage apart.
+
+    Where there are actions "W", gradients of weights, "B" is only that of the inputs, and the next stage need not wait for "W".
+    """
 
     kind: str
     micro_batch: int
@@ -44,6 +47,15 @@ class PipelineSchedule:
             if (counts != each).any():
                 stage = int(np.argmax(counts != each))
                 raise ValueError(f"stage {stage} of {self.name} has {counts[stage]} {word}, expected {each}")
+        counts = (self.kinds == WEIGHTS).sum(1)
+        if counts.any() and (counts != each).any():
+            stage = int(np.argmax(counts != each))
+            raise ValueError(f"stage {stage} of {self.name} has {counts[stage]} gradients of weights, expected {each}")
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights are actions of their own."""
+        return bool((self.kinds == WEIGHTS).any())
 
     @property
     def stages(self) -> int:
@@ -53,11 +65,12 @@ class PipelineSchedule:
         """Of one stage, in order."""
         for kind, micro, chunk in zip(self.kinds[stage], self.micro_batch[stage], self.chunk[stage], strict=True):
             if kind != NOTHING:
-                yield Action("FBR"[kind], int(micro), int(chunk))
+                yield Action("FBR-W"[kind], int(micro), int(chunk))
 
     def in_flight(self, stage: int) -> int:
-        """The most micro-batches (of all chunks) whose backward is still to come at any time on this stage."""
-        steps = np.select([self.kinds[stage] == FORWARD, self.kinds[stage] == BACKWARD], [1, -1], 0)
+        """The most micro-batches (of all chunks) whose backward, weights included, is still to come at any time on this stage."""
+        last = WEIGHTS if self.splits_backward else BACKWARD
+        steps = np.select([self.kinds[stage] == FORWARD, self.kinds[stage] == last], [1, -1], 0)
         return int(np.cumsum(steps).max())
 
 
@@ -153,3 +166,23 @@ def interleaved(stages: int, micro_batches: int, chunks: int, *, checkpoint: Che
             micro[kind == which], chunk[kind == which] = micro_f, of_chunk
         rows.append((kind, micro, chunk))
     return _with_recompute("interleaved", micro_batches, chunks, rows, checkpoint)
+
+
+def zero_bubble(stages: int, micro_batches: int) -> PipelineSchedule:
+    """ZB-H1 (Qi et al., 2401.10241): 1F1B whose backwards send the gradient on before they take that of the weights.
+
+    Stage k puts off the weights of k micro-batches and does them where it would wait at the end: no more in flight than on the
+    first stage of 1F1B, and with F, B, W seconds a bubble of (stages - 1)(F + B - W) instead of (stages - 1)(F + B + W), if
+    there are as many micro-batches as stages and W is at most F and B.
+    """
+    _checked(stages, micro_batches)
+    m, rows = np.arange(micro_batches + stages), []
+    for stage in range(stages):
+        warm = min(micro_batches, stages - 1 - stage)
+        # One turn a column: a forward, a backward, the weights of a micro-batch before; what is out of range is left out.
+        micro = np.stack([m + warm, m, m - stage], 1)
+        inside = (micro >= 0) & (micro < micro_batches)
+        kind = np.broadcast_to([FORWARD, BACKWARD, WEIGHTS], micro.shape)[inside]
+        kind, micro = np.concatenate([np.full(warm, FORWARD), kind]), np.concatenate([m[:warm], micro[inside]])
+        rows.append((kind, micro, np.zeros_like(micro)))
+    return _with_recompute("zero-bubble", micro_batches, 1, rows, "never")

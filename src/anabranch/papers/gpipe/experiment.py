@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import anabranch.distributed as pp
-from anabranch.distributed import LayerProfile, LocalPipeline, Ranks
+from anabranch.distributed import LocalPipeline, Ranks
 from anabranch.distributed import TrainingBench as Bench
 from anabranch.lab import Lab, time_pairs
 from anabranch.lab.figures import curves_of, new_figure, plot_curves, plot_gantt
@@ -48,6 +48,7 @@ def experiment(lab: Lab, settings: Settings) -> None:
         tables(lab, settings)
         capacity(lab, settings)
         memory(lab, settings, first)
+        depth(lab, settings, first)
         exactness(lab, ranks)
         cut = even_cut([0.05] + [1.0] * settings.blocks + [0.05], STAGES)  # by arithmetic, not by a clock
         bench = Bench(ranks, make_transformer(settings), *data, batch=settings.batch, balance=cut, seed=lab.seed)
@@ -56,7 +57,8 @@ def experiment(lab: Lab, settings: Settings) -> None:
         timelines(lab, settings, bench)
         planning(lab, settings, ranks, bench)
         batch_norm(lab, settings, ranks, data)
-        fine_tuning(lab, settings, ranks)
+        if settings.fine_tune_steps:
+            fine_tuning(lab, settings, ranks)
 
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
@@ -80,7 +82,11 @@ def training_data(settings: Settings, seed: int, split: str = "train") -> Batch:
 
 
 def make_transformer(settings: Settings) -> Layers:
-    return partial(pp.vision_transformer_layers, blocks=settings.blocks, width=settings.width)
+    return deep_transformer(settings.width, settings.blocks)
+
+
+def deep_transformer(width: int, blocks: int) -> Layers:
+    return partial(pp.vision_transformer_layers, blocks=blocks, width=width)
 
 
 # The gradient is that of the whole mini-batch, whatever the stages and micro-batches.
@@ -110,8 +116,7 @@ def exactness(lab: Lab, ranks: Ranks) -> None:
             rows.append({"K": STAGES, "M": m, "processes": STAGES, **found})
             stage.advance(M=m)
     lab.table("exactness", rows, caption="Largest relative error of the gradient of 11 samples, float64")
-    worst = np.max([[row[way] for way in ways] for row in rows])  # unlike max() it never skips a NaN
-    lab.measure("gradient-error", float(worst))
+    lab.measure("gradient-error", float(np.max([[row[way] for way in ways] for row in rows])))  # max() may skip a NaN
 
 
 def training(lab: Lab, settings: Settings, bench: Bench) -> None:
@@ -178,15 +183,13 @@ def speed(lab: Lab, settings: Settings, bench: Bench) -> None:
             stage.advance(peer=peer)
         for arm, m in arms:
             timing = time_pairs(once(arm, m), pairs=3)
-            spread = {"least": min(timing.ours_s), "most": max(timing.ours_s)}
-            rows.append({"arm": arm, "M": m, "seconds": timing.value, **spread})
+            least, most = min(timing.ours_s), max(timing.ours_s)
+            rows.append({"arm": arm, "M": m, "seconds": timing.value, "least": least, "most": most})
             stage.advance(arm=arm, M=m)
-    single = next(row["seconds"] for row in rows if row["arm"] == "one process")
+    single, staged = rows[0]["seconds"], ("gpipe", "1f1b", "torch gpipe", "torch 1f1b", "naive")
     for row in rows:
         row["speed-up"] = single / row["seconds"]
-        row["formula"] = None
-        if row["arm"] in ("gpipe", "1f1b", "torch gpipe", "torch 1f1b", "naive"):
-            row["formula"] = STAGES * row["M"] / (row["M"] + STAGES - 1)
+        row["formula"] = STAGES * row["M"] / (row["M"] + STAGES - 1) if row["arm"] in staged else None
     lab.table("speed", rows, caption="Seconds of a step (median, least and most of 3) and speed-up over one process")
     mine = [row for row in rows if row["arm"] == "gpipe"]
     curves = curves_of(mine, "M", ["formula", "speed-up"])
@@ -254,14 +257,13 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
 
 
 def memory(lab: Lab, settings: Settings, data: Batch) -> None:
-    """What autograd really keeps, and how deep a model fits."""
+    """What autograd really keeps."""
     m = min(8, settings.batch)
     even = settings.batch // m * m  # equal micro-batches, as the model of memory has them
     data = (data[0][:even].clone(), data[1][:even].clone())
-    rows, found = list[Row](), dict[tuple[str, str], int]()
+    rows, found, worst = list[Row](), dict[tuple[str, str], int](), list[float]()
     models: dict[str, Layers] = {"transformer": make_transformer(settings)}
     models["residual"] = partial(pp.residual_network_layers, blocks=settings.blocks, width=16)
-    worst = list[float]()
     with lab.stage("memory", total=6) as stage:
         for kind, make in models.items():
             torch.manual_seed(0)
@@ -278,28 +280,30 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
                 row = {"model": kind, "recompute": checkpoint, "measured": max(kept)}
                 rows.append({**row, "predicted": float(told.max())})
                 stage.advance(model=kind, recompute=checkpoint)
-            if kind == "residual":
-                depth(lab, settings, profile)
     lab.table("memory", rows, caption=f"Bytes that the fuller of two stages keeps for its backwards, {m} micro-batches")
     lab.measure("memory-model-error", float(np.max(worst)))
     ratio = found["transformer", "always"] / found["transformer", "never"]
     lab.measure("activation-bytes-recomputed-over-kept", ratio, unit="x", scale="log")
 
 
-def depth(lab: Lab, settings: Settings, profile: LayerProfile) -> None:
-    """The deepest residual network under a cap: the model of memory that was just held against the measured bytes."""
-    cap, deep = settings.cap_mib * MIB, partial(profile.repeated, 2)
-    of = partial(pp.most_layers, deep, samples=settings.batch, memory_bytes=cap)
-    m = min(8, settings.batch)
-    arms = {
-        "one device, keeps all": {"stages": 1, "micro_batches": 1, "checkpoint": "never"},
-        "one device, recomputes": {"stages": 1, "micro_batches": m, "checkpoint": "always"},
-        **{f"{k} stages, recompute": {"stages": k, "micro_batches": m, "checkpoint": "always"} for k in (2, 4, 8)},
-    }
-    rows: list[Row] = [{"arm": name, "blocks": of(**arm)} for name, arm in arms.items()]  # type: ignore[arg-type]
-    lab.table("depth", rows, caption=f"Most residual blocks within {settings.cap_mib:g} MiB a device (model)")
-    ratio = rows[2]["blocks"] / max(1, rows[0]["blocks"])
-    lab.measure("depth-on-two-stages-over-one-device", ratio, unit="x", scale="log")
+def depth(lab: Lab, settings: Settings, data: Batch) -> None:
+    """The deepest transformer that processes with a limit of memory really train, and what the model of memory says."""
+    (x, y), deep = (t[:32].clone() for t in data), partial(deep_transformer, min(64, settings.width))
+    of = partial(pp.depth_within, deep, x, y, limit_bytes=int(settings.cap_mib * MIB), loss_fn=cross_entropy)
+    ways = ("never", "except_last", "always") if settings.pairs > 3 else ("always",)
+    rows: list[Row] = []
+    with lab.stage("depth", total=1 + len(ways)) as stage:
+        for k, m, way in [(1, 1, "never"), *((STAGES, min(8, len(x)), way) for way in ways)]:
+            found = of(stages=k, micro_batches=m, checkpoint=way, tolerance=0.1 if settings.pairs > 3 else 1.0)
+            row: Row = {"stages": k, "recompute": way, "predicted": found.predicted, "trained": found.measured}
+            rows.append({**row, "failed": found.failed, "in": found.reason.partition(":")[0]})
+            stage.advance(recompute=way)
+    lab.table(
+        "depth", rows, caption=f"Most transformer blocks, {settings.cap_mib:g} MiB a process: computed, and trained"
+    )
+    trained = [max(1, row["trained"]) for row in rows]
+    lab.measure("depth-on-two-stages-over-one-device", trained[-1] / trained[0], unit="x", scale="log")
+    lab.measure("depth-prediction-error", pp.prediction_error([row["predicted"] for row in rows], trained))
 
 
 def capacity(lab: Lab, settings: Settings) -> None:
@@ -347,8 +351,9 @@ def tables(lab: Lab, settings: Settings) -> None:
     for k, m in ((8, 32), (8, 4)):
         row = next(row for row in rows if row["K"] == k and row["M"] == m)
         lab.measure(f"throughput-k{k}-m{m}", row["ours"], unit="x", published=row["paper, Transformer-48"])
-    bound = {}
-    ms = [2**i for i in range(8)]
+    rows = [row for k in (2, 4, 8) for row in pp.compare_schedules(k, 32)]
+    lab.table("schedules", rows, caption="Idle share of a step by schedule; F, input and weight gradient take as long")
+    bound, ms = {}, [2**i for i in range(8)]
     for k in settings.simulated_stages:
         bubbles = [pp.simulate_pipeline(pp.fill_drain(k, m, checkpoint="never"), 1.0, 2.0).bubble_fraction for m in ms]
         bound[f"K = {k}"] = ([m / k for m in ms], bubbles)
@@ -370,8 +375,6 @@ def tokens_of(loaded: CausalModel, texts: Sequence[str]) -> Any:
 
 def fine_tuning(lab: Lab, settings: Settings, ranks: Ranks) -> None:
     root, steps = data_folder(), settings.fine_tune_steps
-    if not steps:
-        return
     caption = "Loss of SmolLM2-135M, embeddings tied over two stages"
     if not SMOLLM2_GGUF.here(root):
         left_out = f"left out: the data set {SMOLLM2_GGUF.name} is not here"
