@@ -57,9 +57,25 @@ OTHERS.append({"model": "mlp", "schedule": "naive", "checkpoint": "never"})
 OTHERS.append({"model": "mlp", "loss_reduction": "mean", "micro_batches": 3, "check_finite": True})
 
 
+EACH = ["always", "never", "except_last", "always"]
+OTHERS += [
+    {"model": model, "micro_batches": m, "schedule": s, "early_recompute": e, "checkpoint": EACH}
+    for model, m, s, e in (("skips", 5, "gpipe", True), ("mlp", 3, "1f1b", False))
+]  # fmt: skip
+
+
+def of_stages(case: dict[str, Any], stages: int) -> dict[str, Any]:
+    """A list of recomputations has one a stage."""
+    words = case.get("checkpoint")
+    return {**case, "checkpoint": words[:stages]} if isinstance(words, list) else case
+
+
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_gradients_are_those_of_the_whole_batch(stages: int) -> None:
-    cases = [*CASES[stages::9], *OTHERS]  # the whole grid runs in one process below
+    cases = [
+        *CASES[stages::9],
+        *(of_stages(case, stages) for case in OTHERS),
+    ]  # the whole grid runs in one process below
     found = launch(ranks.many_steps, stages, cases)
     wanted = {name: whole(make()) for name, make in (("mlp", ranks.mlp), ("skips", ranks.with_skips))}
     for index, case in enumerate(cases):
@@ -86,6 +102,27 @@ def test_in_one_process_too(stages: int) -> None:
         assert found == pytest.approx(loss, rel=1e-12)
         assert set(own) == set(gradients)
         close(own, gradients)
+
+
+def test_every_stage_recomputes_what_it_is_told() -> None:
+    loss, gradients = whole(ranks.mlp(dropout=0.0))
+    for words in itertools.product(("never", "except_last", "always"), repeat=3):
+        for schedule in ("gpipe", "1f1b"):
+            options: dict[str, Any] = {"stages": 3, "micro_batches": 4, "schedule": schedule, "checkpoint": list(words)}
+            found, own = ranks.local({"model": "mlp", **options})
+            assert found == pytest.approx(loss, rel=1e-12)
+            close(own, gradients)
+            pipeline = LocalPipeline(ranks.mlp(), **options)
+            kept = pipeline.kept_bytes(*ranks.data(), cross_entropy)
+            for stage, word in enumerate(words):
+                counts = [a.kind for a in pipeline.schedule.actions(stage)].count("R")
+                assert counts == {"never": 0, "except_last": 3, "always": 4}[word]
+                alike = LocalPipeline(ranks.mlp(), **{**options, "checkpoint": word})
+                assert kept[stage] == alike.kept_bytes(*ranks.data(), cross_entropy)[stage]
+    with pytest.raises(ValueError, match="checkpoint has 2 entries: expected one word, or one a stage, 3"):
+        LocalPipeline(ranks.mlp(), stages=3, checkpoint=["never", "always"])
+    with pytest.raises(ValueError, match="checkpoint must be 'always', 'except_last' or 'never', got 'no'"):
+        LocalPipeline(ranks.mlp(), stages=2, checkpoint=["never", "no"])
 
 
 def test_single_precision() -> None:

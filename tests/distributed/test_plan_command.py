@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anabranch.distributed.commands import parse_quantity, read_model
+from anabranch.distributed.commands import _recomputation, parse_quantity, read_model
 from support import CommandLine
 
 CONFIG = {
@@ -74,10 +74,10 @@ def test_figure_and_layers_are_written_and_read_again(anabranch: CommandLine, co
     assert again["fitting"] == first["fitting"]
     assert again["plans"][0]["step_s"] == pytest.approx(best["step_s"], rel=1e-6)
     ways = ("stages", "replicas", "micro_batches", "schedule", "checkpoint")
-    known = {tuple(plan[way] for way in ways): plan for plan in again["plans"]}
+    known = {tuple(str(plan[way]) for way in ways): plan for plan in again["plans"]}
     assert len(known) == first["fitting"]
     for plan in first["plans"]:
-        other = known[tuple(plan[way] for way in ways)]
+        other = known[tuple(str(plan[way]) for way in ways)]
         assert other["balance"] == plan["balance"]
         assert other["step_s"] == pytest.approx(plan["step_s"], rel=1e-6)
         # the file does not tell what goes into the first layer: 8 bytes a token
@@ -123,6 +123,11 @@ def test_bad_input_is_one_line(anabranch: CommandLine, tmp_path: Path) -> None:
         done = anabranch("distributed", "plan", "--profile", str(file), *extra)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
+
+
+def test_recomputations_in_words() -> None:
+    assert _recomputation("except_last") == "except last"
+    assert _recomputation(("always", "always", "except_last", "never")) == "2 always, 1 except last, 1 never"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from anabranch.distributed import (
     fill_drain,
     most_layers,
     nearest_plan,
+    one_forward_one_backward,
     plan_pipeline,
     predict_step,
     profile_layers,
@@ -156,6 +157,40 @@ def test_plans_are_the_best_of_what_they_may_be() -> None:
         plan_pipeline(example(), devices=1, memory_bytes=420.0, bandwidth_bytes_per_s=1e9, batch=8)
     with pytest.raises(ValueError, match="devices must be > 0, got 0"):
         plan_pipeline(example(), devices=0, memory_bytes=1.0, bandwidth_bytes_per_s=1.0, batch=1)
+
+
+def test_a_stage_recomputes_only_where_its_memory_needs_it() -> None:
+    """Of all 3^stages recomputations that fit, the planner's is as fast as any, for random layers and caps."""
+    generator = np.random.default_rng(3)
+    mixed = 0
+    for _ in range(8):
+        n = int(generator.integers(4, 8))
+        columns = [generator.uniform(0.5, 2, n) for _ in range(5)]
+        profile = LayerProfile(tuple(map(str, range(n))), *columns, input_bytes=1.0)
+        given = {"bandwidth_bytes_per_s": 10.0, "batch": 4, "bytes_per_parameter": 2.0}
+        whole = stage_costs(profile, balance(profile.forward_s + profile.backward_s, 3), samples=2.0)
+        most = stage_memory(whole, fill_drain(3, 2, checkpoint="never"), bytes_per_parameter=2.0)
+        cap = float(most.max() * generator.uniform(0.6, 1.0))
+        try:
+            plans = plan_pipeline(profile, devices=3, memory_bytes=cap, **given)  # type: ignore[arg-type]
+        except ValueError:
+            continue
+        for key in {(p.stages, p.replicas, p.micro_batches, p.schedule, p.balance) for p in plans}:
+            own = [p for p in plans if (p.stages, p.replicas, p.micro_batches, p.schedule, p.balance) == key]
+            stages, replicas, m, schedule, cut = key
+            made = fill_drain if schedule == "gpipe" else one_forward_one_backward
+            seconds = []
+            for words in itertools.product(("never", "except_last", "always"), repeat=stages):
+                ran = made(stages, m, checkpoint=words)
+                costs = stage_costs(profile, cut, samples=4.0 / replicas / m)
+                if stage_memory(costs, ran, bytes_per_parameter=2.0).max() <= cap:
+                    told = predict_step(profile, cut, ran, samples=4 // replicas, bandwidth_bytes_per_s=10.0)
+                    seconds.append(told.step_s)
+            best = min(own, key=lambda p: p.step_s)
+            assert best.timeline(profile).step_s == pytest.approx(min(seconds), rel=1e-12)
+            assert max(best.memory_bytes) <= cap
+            mixed += not isinstance(best.checkpoint, str)
+    assert mixed >= 5  # the cap lies where stages differ
 
 
 def test_a_plan_knows_what_it_is_for() -> None:

@@ -16,6 +16,7 @@ from anabranch.distributed.arms import TrainingArm, training_arm
 from anabranch.distributed.batch_norm import DeferredBatchNorm, convert_batchnorm
 from anabranch.distributed.bench import PlanOutcome, TrainingBench, TrainingRun
 from anabranch.distributed.causal import CausalLayers, causal_layers, next_token_loss, pipeline_from_transformers
+from anabranch.distributed.cuts import compare_cuts, variance_balance
 from anabranch.distributed.errors import PipelineError, RankFailed, StageOutOfMemory
 from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
 from anabranch.distributed.launching import Kept, Ranks, launch
@@ -37,14 +38,12 @@ from anabranch.distributed.planning import (
     PipelinePlan,
     StageCosts,
     activation_memory,
-    compare_cuts,
     most_layers,
     nearest_plan,
     plan_pipeline,
     predict_step,
     stage_costs,
     stage_memory,
-    variance_balance,
 )
 from anabranch.distributed.prediction_error import prediction_error
 from anabranch.distributed.profile import LayerProfile, profile_at, profile_layers

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from anabranch.distributed._stage import Stage
 from anabranch.distributed.batch_norm import convert_batchnorm
-from anabranch.distributed.schedules import PipelineSchedule, fill_drain, one_forward_one_backward
+from anabranch.distributed.schedules import Checkpoint, PipelineSchedule, fill_drain, one_forward_one_backward
 from anabranch.distributed.skips import find_channels
 from anabranch.simulation import balance as balanced
 
 Prefixes = Sequence[Mapping[str, str]]  # of every layer: beginnings of its own names -> beginnings of the full names
 
 
-def named_schedule(name: str, stages: int, micro_batches: int, checkpoint: str) -> PipelineSchedule:
+def named_schedule(name: str, stages: int, micro_batches: int, checkpoint: Checkpoint) -> PipelineSchedule:
     """The schedule of that name; "naive" is one micro-batch, which nothing overlaps.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.pipeline import Pipeline
+from anabranch.distributed.schedules import Checkpoint
 from anabranch.simulation import balance as balanced
 
 ARMS = (
@@ -50,7 +51,7 @@ def training_arm(
     loss_fn: LossFunction,
     *,
     batchnorm: str = "deferred",
-    checkpoint: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainingArm:
     """The layers, trained over all processes by the named arm; every process calls it with the same layers.
 

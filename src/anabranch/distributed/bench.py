@@ -29,6 +29,7 @@ from anabranch.distributed.training_memory import training_bytes
 MakeLayers = Callable[[], Sequence[nn.Module]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Balance = tuple[int, ...] | None
+Recompute = str | tuple[str, ...] | None
 _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -121,7 +122,7 @@ class TrainingBench:
         if (
             devices not in (1, self.ranks.nproc)
             or plan.stages not in (1, devices)
-            or (plan.stages == 1 and (plan.micro_batches > 1 or plan.checkpoint == "always"))
+            or (plan.stages == 1 and (plan.micro_batches > 1 or plan.recomputed("always")))
         ):
             raise ValueError(
                 f"plan has {plan.stages} stages, {plan.replicas} replicas, {plan.micro_batches} micro-batches and "
@@ -206,9 +207,9 @@ class _Held:
         self.layers = list(layers() if callable(layers) else layers)
         self.x, self.target, self.batch, self.balance = x, target, batch, balance
         self.loss_fn, self.batchnorm = loss_fn, batchnorm
-        self.arms: dict[tuple[str, int, Balance, str | None], TrainingArm] = {}
+        self.arms: dict[tuple[str, int, Balance, Recompute], TrainingArm] = {}
 
-    def arm(self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None) -> TrainingArm:
+    def arm(self, name: str, micro_batches: int, balance: Balance = None, checkpoint: Recompute = None) -> TrainingArm:
         layers = copy.deepcopy(self.layers)
         cut = self.balance if balance is None else balance
         options: dict[str, Any] = {"batchnorm": self.batchnorm, "checkpoint": checkpoint}
@@ -220,7 +221,7 @@ class _Held:
         return None if loss is None else float(loss)
 
     def ready(
-        self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None
+        self, name: str, micro_batches: int, balance: Balance = None, checkpoint: Recompute = None
     ) -> TrainingArm:
         key = name, micro_batches, balance, checkpoint
         if key not in self.arms:
@@ -229,9 +230,7 @@ class _Held:
             parameter.grad = None
         return self.arms[key]
 
-    def run(
-        self, name: str, micro_batches: int, balance: Balance = None, checkpoint: str | None = None
-    ) -> float | None:
+    def run(self, name: str, micro_batches: int, balance: Balance = None, checkpoint: Recompute = None) -> float | None:
         return self.step(self.ready(name, micro_batches, balance, checkpoint), 0)
 
     def memory(self, plan: PipelinePlan) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -237,11 +238,18 @@ def _table(plans: list[PipelinePlan]) -> Table:
         table.add_column(heading, justify="left" if heading in ("schedule", "recompute") else "right")
     for made in plans:
         table.add_row(
-            str(made.stages), str(made.replicas), str(made.micro_batches), made.schedule, made.checkpoint.replace("_", " "),
+            str(made.stages), str(made.replicas), str(made.micro_batches), made.schedule, _recomputation(made.checkpoint),
             f"{made.step_s:.4g} s", f"{made.bubble_fraction:.1%}", f"{max(made.memory_bytes) / 1e9:.3g} GB",
             style="bold" if made is plans[0] else None,
         )  # fmt: skip
     return table
+
+
+def _recomputation(checkpoint: str | tuple[str, ...]) -> str:
+    """One word for all stages, or the words of the stages with how often each follows itself."""
+    words = (checkpoint,) if isinstance(checkpoint, str) else checkpoint
+    groups = [(word.replace("_", " "), len(list(group))) for word, group in itertools.groupby(words)]
+    return ", ".join(f"{n} {word}" if len(groups) > 1 else word for word, n in groups)
 
 
 def _console() -> Console:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.micro_batches import Value
+from anabranch.distributed.schedules import Checkpoint
 from anabranch.distributed.skips import run_layers
 
 
@@ -38,7 +39,7 @@ def gradient_error(
     stages: int,
     micro_batches: int,
     schedule: str = "gpipe",
-    checkpoint: str = "except_last",
+    checkpoint: Checkpoint = "except_last",
 ) -> float:
     """How far the gradient of a :class:`LocalPipeline` is from that of the whole mini-batch: rounding, or too much.
 

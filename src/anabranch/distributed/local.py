@@ -13,6 +13,7 @@ from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatte
 from anabranch.distributed._steps import weighted_targets
 from anabranch.distributed.micro_batches import Value, split_batch
 from anabranch.distributed.saved import SavedTensors
+from anabranch.distributed.schedules import Checkpoint
 
 _Row = tuple[Tensor, ...]
 
@@ -38,7 +39,7 @@ class LocalPipeline:
         stages: int | None = None,
         micro_batches: int = 8,
         schedule: str = "gpipe",
-        checkpoint: str = "except_last",
+        checkpoint: Checkpoint = "except_last",
         devices: Sequence[torch.device | str] | None = None,
         batchnorm: str = "deferred",
         loss_reduction: str = "mean",
@@ -63,7 +64,7 @@ class LocalPipeline:
         self._order = _playable_order(
             [[(a.kind, a.micro_batch) for a in self.schedule.actions(k)] for k in range(stages)]
         )
-        self._again = {m for k, kind, m in self._order if k == 0 and kind == "R"}
+        self._again = {(k, m) for k, kind, m in self._order if kind == "R"}
 
     @property
     def balance(self) -> list[int]:
@@ -125,7 +126,7 @@ class LocalPipeline:
                     k, parts[m], {c.index: outputs.pop((c.index, k, m), None) for c in stage.sources}
                 )
                 made, shape = stage.forward(
-                    m, row, layout, again=m in self._again, target=targets[m] if stage.last else None
+                    m, row, layout, again=(k, m) in self._again, target=targets[m] if stage.last else None
                 )
                 layouts[k, m] = (tuple(t.new_empty(0) for t in made), layout, shape)
                 if stage.last:

@@ -22,6 +22,7 @@ from anabranch.distributed.launching import Ranks
 from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.planning import most_layers
 from anabranch.distributed.profile import profile_layers
+from anabranch.distributed.schedules import Checkpoint
 from anabranch.simulation import balance as balanced
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -78,7 +79,7 @@ def train_within(
     loss_fn: LossFunction,
     micro_batches: int = 8,
     schedule: str = "gpipe",
-    checkpoint: str = "except_last",
+    checkpoint: Checkpoint = "except_last",
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = _ADAM,
     compact: bool = True,
 ) -> float:
@@ -145,7 +146,7 @@ def depth_within(
     *,
     stages: int,
     micro_batches: int,
-    checkpoint: str,
+    checkpoint: Checkpoint,
     limit_bytes: int,
     loss_fn: LossFunction,
     tolerance: float = 0.05,

@@ -20,6 +20,7 @@ from anabranch.distributed._stage import Layout, LossFunction, flatten, unflatte
 from anabranch.distributed._steps import Begun, Did, Shapes, weighted_targets
 from anabranch.distributed.errors import PipelineError
 from anabranch.distributed.micro_batches import Value, split_batch
+from anabranch.distributed.schedules import Checkpoint
 
 _PATIENCE_S = 1.5  # how long a stage whose neighbour is gone waits for that neighbour's own account
 _WORDS = {"F": "forward", "B": "backward", "R": "recomputation"}
@@ -43,7 +44,7 @@ class Pipeline:
         micro_batches: M. With "naive" it is 1.
         schedule: "gpipe" (all forwards, then all backwards), "1f1b", or "naive".
         checkpoint: which micro-batches keep only their input and are computed again: "except_last", "always" or "never".
-            Random numbers are the same again, and buffers are not updated twice.
+            Or a list, one of these a stage. Random numbers are the same again, and buffers are not updated twice.
         group: process group; stages are its ranks. All processes if not given.
         device: of the stage's layers and buffers; where the layers are, if not given.
         batchnorm: "deferred" makes running statistics follow the mini-batch (:class:`DeferredBatchNorm`), "micro" leaves them.
@@ -65,7 +66,7 @@ class Pipeline:
         *,
         micro_batches: int = 8,
         schedule: str = "gpipe",
-        checkpoint: str = "except_last",
+        checkpoint: Checkpoint = "except_last",
         group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         batchnorm: str = "deferred",

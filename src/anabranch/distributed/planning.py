@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float64
 from anabranch.distributed._partition import named_schedule
 from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
 from anabranch.distributed.profile import LayerProfile, profile_at
-from anabranch.distributed.schedules import PipelineSchedule
+from anabranch.distributed.schedules import Checkpoint, PipelineSchedule
 from anabranch.simulation import balance as balanced
 
 _CHECKPOINTS = ("never", "except_last", "always")
@@ -116,6 +117,7 @@ class PipelinePlan:
     Attributes:
         stages, replicas: devices are ``stages x replicas``; every replica is a pipeline with its share of the mini-batch.
         micro_batches: of a replica.
+        checkpoint: which micro-batches are computed again: one word for all stages, or one a stage.
         balance: layers of every stage.
         step_s: of the mini-batch, averaging gradients over replicas included.
         memory_bytes: of every stage.
@@ -127,7 +129,7 @@ class PipelinePlan:
     replicas: int
     micro_batches: int
     schedule: str
-    checkpoint: str
+    checkpoint: str | tuple[str, ...]
     balance: tuple[int, ...]
     step_s: float
     memory_bytes: tuple[float, ...]
@@ -142,7 +144,15 @@ class PipelinePlan:
         """The :func:`training_arm` that carries it out with its ``checkpoint`` (with replicas, of a plan without stages only)."""
         if self.stages == 1:
             return "ddp" if self.replicas > 1 else "one process"
-        return self.schedule if self.checkpoint == "never" else f"{self.schedule}-recompute"
+        return self.schedule if self.recomputed("never") == self.stages else f"{self.schedule}-recompute"
+
+    def recomputed(self, checkpoint: str) -> int:
+        """Stages that recompute in this way."""
+        return (
+            self.stages * (self.checkpoint == checkpoint)
+            if isinstance(self.checkpoint, str)
+            else self.checkpoint.count(checkpoint)
+        )
 
     def timeline(self, profile: LayerProfile | Sequence[LayerProfile]) -> PipelineTimeline:
         """The step of one replica, action by action, for the profile it was planned for; without averaging over replicas."""
@@ -191,7 +201,8 @@ def plan_pipeline(
     latency_s: float = 0.0,
     overhead_s: float = 0.0,
 ) -> list[PipelinePlan]:
-    """All ways that fit, fastest first: stages, replicas, micro-batches, schedule and recomputation.
+    """All ways that fit, fastest first: stages, replicas, micro-batches, schedule and recomputation (alike on all stages, or
+    only where a stage's memory needs it, which is never slower).
 
     For every number of stages the layers are cut so that the slowest stage, its sends included, is as fast as possible, under
     the cap on parameters; what the activations need is checked after that. Exact for the given costs; times are taken to be
@@ -231,12 +242,13 @@ def plan_pipeline(
                     break  # the parameters alone do not fit
                 costs = stage_costs(sized, cut)
                 for name in _SCHEDULES if stages > 1 else _SCHEDULES[:1]:
-                    for checkpoint in _CHECKPOINTS:
-                        schedule = named_schedule(name, stages, micro_batches, checkpoint)
-                        memory = stage_memory(costs, schedule, bytes_per_parameter=bytes_per_parameter)
-                        least = min(least, float(memory.max()))
-                        if memory.max() > memory_bytes:
-                            continue
+                    of = partial(named_schedule, name, stages, micro_batches)
+                    needs = {
+                        c: stage_memory(costs, of(c), bytes_per_parameter=bytes_per_parameter) for c in _CHECKPOINTS
+                    }
+                    least = min(least, *(float(need.max()) for need in needs.values()))
+                    for checkpoint, memory in _recomputations(needs, memory_bytes):
+                        schedule = of(checkpoint)
                         timeline = predict_step(
                             sized, cut, schedule, samples=samples, bandwidth_bytes_per_s=bandwidth_bytes_per_s,
                             latency_s=latency_s, overhead_s=overhead_s,
@@ -254,11 +266,15 @@ def plan_pipeline(
     if not found:
         hint = f"the smallest stage found needs {least:.4g}" if np.isfinite(least) else "the parameters alone need more"
         raise ValueError(f"memory_bytes={memory_bytes:.4g}: nothing fits on {devices} devices; {hint}")
-    order = {name: i for i, name in enumerate(_CHECKPOINTS)}
-    return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, order[p.checkpoint]))
+    work = {
+        id(p): sum(i * p.recomputed(name) for i, name in enumerate(_CHECKPOINTS)) for p in found
+    }  # of two that take as long and as much, the one that recomputes less
+    return sorted(found, key=lambda p: (p.step_s, max(p.memory_bytes), p.stages, work[id(p)]))
 
 
-def nearest_plan(plans: Sequence[PipelinePlan], stages: int, micro_batches: int, checkpoint: str) -> PipelinePlan:
+def nearest_plan(
+    plans: Sequence[PipelinePlan], stages: int, micro_batches: int, checkpoint: str | tuple[str, ...]
+) -> PipelinePlan:
     """Of the plans with these stages and this recomputation, one whose number of micro-batches is nearest; the first of several.
 
     Raises:
@@ -270,56 +286,12 @@ def nearest_plan(plans: Sequence[PipelinePlan], stages: int, micro_batches: int,
     return min(found, key=lambda p: abs(p.micro_batches - micro_batches))
 
 
-def compare_cuts(costs: Sequence[float] | np.ndarray, stages: Sequence[int]) -> list[dict[str, float | int]]:
-    """The slowest stage of the exact cut (``simulation.balance``) beside that of :func:`variance_balance`; O(stages n^2) each.
-
-    Returns:
-        For every number of ``stages``: "stages", "exact", "least variance", and "variance over exact", which is >= 1.
-
-    Raises:
-        ValueError: more stages than layers.
-    """
-    values, rows = np.asarray(costs, np.float64), list[dict[str, float | int]]()
-    for k in stages:
-        cuts = variance_balance(values, k), balanced(values, k)
-        variance, exact = (float(np.add.reduceat(values, np.cumsum([0, *cut[:-1]])).max()) for cut in cuts)
-        rows.append({"stages": k, "exact": exact, "least variance": variance, "variance over exact": variance / exact})
-    return rows
-
-
-def variance_balance(costs: Sequence[float] | np.ndarray, stages: int) -> list[int]:
-    """The paper's objective, least variance of the stages' costs, exactly (dynamic programme, O(stages n^2)).
-
-    With the sum given, least variance is the least sum of squares. Its largest stage is never smaller than that of
-    ``simulation.balance``, which minimizes it.
-
-    Raises:
-        ValueError: more stages than layers.
-    """
-    values = np.asarray(costs, np.float64)
-    n = len(values)
-    if not 1 <= stages <= n:
-        raise ValueError(f"stages must be between 1 and the number of layers, {n}, got {stages}")
-    prefix = np.concatenate([[0.0], np.cumsum(values)])
-    squares = (prefix[None, :] - prefix[:, None]) ** 2
-    squares[np.tril_indices(n + 1)] = np.inf
-    best, choices = squares[0].copy(), []
-    for _ in range(1, stages):
-        total = best[:, None] + squares
-        choices.append(total.argmin(0))
-        best = total.min(0)
-    ends = [n]
-    for choice in reversed(choices):
-        ends.append(int(choice[ends[-1]]))
-    return np.diff([0, *ends[::-1]]).tolist()
-
-
 def most_layers(
     profile_of: Callable[[int], LayerProfile],
     *,
     stages: int,
     micro_batches: int,
-    checkpoint: str,
+    checkpoint: Checkpoint,
     samples: int,
     memory_bytes: float,
     bytes_per_parameter: float = 16.0,
@@ -353,6 +325,26 @@ def most_layers(
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
+
+
+def _recomputations(
+    needs: Mapping[str, Float64[np.ndarray, " stages"]], cap: float
+) -> list[tuple[str | tuple[str, ...], Float64[np.ndarray, " stages"]]]:
+    """(recomputation, bytes of every stage) that fit: alike on all stages, and the least that each stage's own memory allows.
+
+    What a stage recomputes changes no other stage's memory, and leaving a recomputation out delays nothing: so the least
+    on every stage is as fast as any choice that fits.
+    """
+    found: list[tuple[str | tuple[str, ...], np.ndarray]] = [
+        (c, need) for c, need in needs.items() if need.max() <= cap
+    ]
+    rows = list(zip(*needs.values(), strict=True))  # of every stage, in the order of more recomputation
+    least = [next((i for i, need in enumerate(row) if need <= cap), None) for row in rows]
+    chosen = [i for i in least if i is not None]
+    if len(chosen) == len(rows) and len(set(chosen)) > 1:
+        memory = np.array([row[i] for row, i in zip(rows, chosen, strict=True)])
+        found.append((tuple(_CHECKPOINTS[i] for i in chosen), memory))
+    return found
 
 
 def _choices(samples: int) -> list[int]:

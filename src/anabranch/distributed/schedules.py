@@ -1,6 +1,6 @@
 """Pipeline schedules as data: for every stage the order of its forwards, backwards and recomputations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 FORWARD, BACKWARD, RECOMPUTE, NOTHING, WEIGHTS = 0, 1, 2, 3, 4
-Checkpoint = str  # "always", "except_last" or "never"
+Checkpoint = str | Sequence[str]  # "always", "except_last" or "never", of all stages or of each
 
 
 class Action(NamedTuple):
@@ -88,12 +88,16 @@ def _with_recompute(
     checkpoint: Checkpoint,
 ) -> PipelineSchedule:
     """Put a recomputation before every backward that needs one; rows are (kind, micro-batch, chunk) per stage."""
-    if checkpoint not in ("always", "except_last", "never"):
-        raise ValueError(f"checkpoint must be 'always', 'except_last' or 'never', got {checkpoint!r}")
+    each = [checkpoint] * len(rows) if isinstance(checkpoint, str) else list(checkpoint)
+    if len(each) != len(rows):
+        raise ValueError(f"checkpoint has {len(each)} entries: expected one word, or one a stage, {len(rows)}")
+    for word in each:
+        if word not in ("always", "except_last", "never"):
+            raise ValueError(f"checkpoint must be 'always', 'except_last' or 'never', got {word!r}")
     made = []
-    for kind, micro, chunk in rows:
-        again = (kind == BACKWARD) & (checkpoint != "never")
-        if checkpoint == "except_last":
+    for (kind, micro, chunk), word in zip(rows, each, strict=True):
+        again = (kind == BACKWARD) & (word != "never")
+        if word == "except_last":
             again &= micro != micro_batches - 1
         at = np.flatnonzero(again)
         made.append(
@@ -113,7 +117,8 @@ def fill_drain(
     """GPipe (Huang et al., 1811.06965): all forwards, then all backwards.
 
     Args:
-        checkpoint: which micro-batches keep only their input and are computed again before their backward.
+        checkpoint: which micro-batches keep only their input and are computed again before their backward; of all stages, or a
+            list with one word a stage.
         reverse: backwards from the last micro-batch to the first (torchgpipe), else in the forwards' order.
     """
     _checked(stages, micro_batches)
