@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pickle import PicklingError
 from typing import Any
@@ -136,10 +137,16 @@ def test_plans_are_carried_out(ranks: Ranks) -> None:
         assert len(done.seconds) == 2
         # with 1F1B the first stage's inputs are views of the whole mini-batch, 16 images, which stays
         assert done.memory_bytes == pytest.approx(chosen[key].memory_bytes, rel=0.02, abs=16 * 784 * 4), key
+    alike = {word: chosen["gpipe-recompute" if word == "always" else "gpipe", word, 4] for word in ("always", "never")}
+    memory = alike["always"].memory_bytes[0], alike["never"].memory_bytes[1]
+    mixed = replace(alike["always"], checkpoint=("always", "never"), memory_bytes=memory)
+    assert bench.carry_out(mixed, repeats=1).memory_bytes == pytest.approx(memory, rel=0.02, abs=16 * 784 * 4)
+    told = ranks.call(pipeline_ranks.recomputations, bench._held)
+    assert [rank.pop((mixed.arm, mixed.checkpoint, 4)) for rank in told] == [4, 0]
     again = {"never": lambda m: 0, "except_last": lambda m: m - 1, "always": lambda m: m}
     wanted = {key: again[key[1]](key[2]) for key in asked if key[0] not in ("ddp", "one process")}
-    for told in ranks.call(pipeline_ranks.recomputations, bench._held):
-        assert told == wanted  # what was timed recomputes what the plan does
+    for rank in told:
+        assert rank == wanted  # what was timed recomputes what the plan does
     with pytest.raises(
         ValueError, match="expected one stage and the whole mini-batch without recomputation, or 2 stages"
     ):
