@@ -126,6 +126,20 @@ def test_single_precision_and_every_feature_map(name: str, causal: bool) -> None
         assert gap(one, other) <= 2e-5 * float(other.abs().max())
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_causal_gradients_of_relu_keep_their_digits_in_single_precision(seed: int) -> None:
+    """Through autograd these are off by factors: flows near 0 make terms that cancel."""
+    q, k, v = heads(150, d=8, seed=seed)
+    grad, mask = heads(150, seed=seed + 10)[2], some(2, 150, seed=seed)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        y = att.flow_attention_causal(*leaves, feature_map="relu", mask=mask)
+        found.append([x.double() for x in torch.autograd.grad(y, leaves, grad.to(dtype))])
+    for single, double in zip(*found, strict=True):
+        assert gap(single, double) <= 2e-4 * float(double.abs().max())
+
+
 def test_a_feature_map_of_ones_own() -> None:
     inputs = heads(9)
     found = [att.flow_attention(*inputs, feature_map=torch.nn.functional.softplus, method=m) for m in ("auto", "plain")]
