@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from anabranch._paper_commands import Encoder
 from anabranch.lab.errors import LabError
 
 digest_app = typer.Typer(
@@ -35,13 +36,14 @@ def serve(
     public: Annotated[
         bool, typer.Option("--public", help="All may read, vote, subscribe; runs need the token.")
     ] = False,
+    encoder: Encoder = None,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the page: find papers, run them, watch, read the verdicts."""
     from anabranch.hub.serving import serve as start
 
     start(
-        host=host, port=port, workers=workers, on=on, names=tuple(name or ()), public=public,
+        host=host, port=port, workers=workers, on=on, names=tuple(name or ()), public=public, encoder=encoder,
         open_browser=browser, say=lambda text: typer.echo(text),
     )  # fmt: skip
 
@@ -56,6 +58,7 @@ def import_papers(
     search: Annotated[str | None, typer.Option(metavar="QUERY", help="What its own search finds, live.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Another service of the same shape, such as our own.")] = None,
     embed: Annotated[bool, typer.Option("--embed", help="Embed the catalogue for the search by meaning now.")] = False,
+    encoder: Encoder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Import papers into the catalogue: a saved page, or Daily Papers itself. Importing again changes nothing."""
@@ -79,7 +82,7 @@ def import_papers(
 
     views.print_import(make_console(), outcome)
     if embed:
-        views.embed(make_console())
+        views.embed(make_console(), encoder)
 
 
 def export_catalogue(
@@ -135,6 +138,7 @@ def digest_send() -> None:
 
 
 def _digest() -> Any:
+    from anabranch.hub.config import encoder_folder
     from anabranch.hub.digest import Digest
     from anabranch.hub.outbox import Outbox
     from anabranch.hub.signing import load_secret
@@ -142,5 +146,5 @@ def _digest() -> Any:
     from anabranch.hub.subscriptions import Subscriptions
     from anabranch.lab.places import home
 
-    site = Site()
+    site = Site(encoder=encoder_folder())
     return Digest(site, Subscriptions(site.db, load_secret(home() / "hub.secret")), Outbox(site.db))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from anabranch._page_commands import register as register_page
+from anabranch._paper_commands import register as register_papers
+from anabranch._printing import console as _console
+from anabranch._printing import near as _near
+from anabranch._printing import print_json as _print_json
 from anabranch.lab.errors import LabError
 
 # Frozen: what is not here belongs to a package.
@@ -45,15 +48,6 @@ class PackageGroup(TyperGroup):
         return found
 
 
-class SearchGroup(TyperGroup):
-    """A group whose first word, when it names no subcommand, starts a search."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--help" not in args and (not args or args[0] not in self.commands):
-            args = ["search", *args]
-        return super().parse_args(ctx, args)
-
-
 def package_commands() -> dict[str, str]:
     """Packages with practitioners' commands (an ``app`` in ``commands.py``), and the first line of what they say."""
     trees = {path.parent.name: ast.parse(path.read_bytes()) for path in sorted(_PACKAGE.glob("*/commands.py"))}
@@ -72,9 +66,6 @@ app = typer.Typer(
     help="Papers that run: find a paper, run it, and hold it against its own claims.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-papers_app = typer.Typer(cls=SearchGroup, invoke_without_command=True)
-app.add_typer(papers_app, name="papers")
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Scale = Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes; claims are judged here), paper.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
@@ -92,56 +83,6 @@ def _root(
 
         typer.echo(__version__)
         raise typer.Exit
-
-
-@papers_app.callback()
-def _papers() -> None:
-    """Find papers: `anabranch papers [QUERY]` searches, `papers new SLUG` starts one."""
-
-
-@papers_app.command("search")
-def papers_search(
-    query: Annotated[list[str] | None, typer.Argument(help="Words to look for; all papers without.")] = None,
-    runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that run here.")] = False,
-    package: Annotated[str | None, typer.Option(help="Only papers whose parts are in this package.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 50,
-    words: Annotated[
-        bool, typer.Option("--words", help="By words only: at once, also where the encoder is here.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """List papers, best match first: by meaning after `anabranch data all-minilm-l6-v2`, else by words."""
-    from anabranch.hub import views
-
-    rows = views.find(" ".join(query or []), runnable=runnable, package=package, limit=limit, words_only=words)
-    if as_json:
-        _print_json([row.as_dict() for row in rows])
-    else:
-        views.print_found(_console(), rows, searched=bool(query))
-
-
-@papers_app.command("new")
-def papers_new(
-    slug: Annotated[str, typer.Argument(help="Name of the new paper, kebab-case.")],
-    into: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
-) -> None:
-    """Write the skeleton of a paper: it runs at once."""
-    from anabranch.lab.skeleton import write_skeleton
-
-    for path in write_skeleton(slug, into):
-        typer.echo(_near(path))
-    typer.echo(f"try it: anabranch run {slug} --scale smoke")
-
-
-@app.command()
-def show(slug: Annotated[str, typer.Argument(help="A paper.")], as_json: Json = False) -> None:
-    """Show a paper: what it is, its claims beside what was measured, how to run and import it."""
-    from anabranch.hub import views
-
-    if as_json:
-        _print_json(views.paper_as_dict(slug))
-    else:
-        views.print_paper(_console(), slug)
 
 
 @app.command()
@@ -325,6 +266,7 @@ def data(
         typer.echo(get(name, ensure(root, "data"), source, lambda text: typer.echo(text, err=True)))
 
 
+register_papers(app)
 register_page(app)
 
 
@@ -343,26 +285,6 @@ def _print_plan(slug: str, settings: Any) -> None:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _near(path: Path) -> str:
-    """``path`` as seen from the current folder where it lies below it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _console(*, stderr: bool = False) -> Any:
-    from anabranch.lab.terminal import make_console
-
-    return make_console(stderr=stderr)
-
-
-def _print_json(value: Any) -> None:
-    from anabranch.lab.events import to_jsonable
-
-    typer.echo(json.dumps(to_jsonable(value), indent=1, ensure_ascii=False))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from anabranch.hub import Catalogue, Entry
-from anabranch.hub.mail import HubConfig
+from anabranch.hub.config import HubConfig
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.views import catalogue_path
 from anabranch.lab import papers

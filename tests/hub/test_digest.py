@@ -25,8 +25,9 @@ pytest.importorskip("aiosmtpd", reason="aiosmtpd is not installed")
 from aiosmtpd import controller
 
 from anabranch.hub import Catalogue, Entry
+from anabranch.hub.config import HubConfig, SmtpConfig, load_config
 from anabranch.hub.digest import Digest
-from anabranch.hub.mail import FolderMailer, HubConfig, Refused, SmtpConfig, SmtpMailer, Unreached, load_config
+from anabranch.hub.mail import FolderMailer, Refused, SmtpMailer, Unreached
 from anabranch.hub.outbox import Outbox
 from anabranch.hub.signing import load_secret
 from anabranch.hub.site import Site
@@ -231,7 +232,8 @@ def test_a_refused_receiver(inbox: Inbox) -> None:
 
 _SENDER = """
 import sys, sqlite3
-from anabranch.hub.mail import SmtpConfig, SmtpMailer
+from anabranch.hub.config import SmtpConfig
+from anabranch.hub.mail import SmtpMailer
 from anabranch.hub.outbox import Outbox
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
 Outbox(db).send(SmtpMailer(SmtpConfig("127.0.0.1", int(sys.argv[2]), "none")))

@@ -206,14 +206,16 @@ def test_many_texts_are_embedded_in_a_process_of_their_own(
     assert asleep.calls == 0
 
     site, apart = Site(), []
-    monkeypatch.setattr("anabranch.hub.site.MANY", 1)
+    monkeypatch.setattr("anabranch.hub.meaning_builder.MANY", 1)
     true = Apart.fill
-    monkeypatch.setattr(Apart, "fill", lambda self, *given: (apart.append(len(given[0])), true(self, *given))[1])
+    monkeypatch.setattr(
+        Apart, "fill", lambda self, *given, **more: (apart.append(len(given[0])), true(self, *given, **more))[1]
+    )
     site.build_meaning()
     assert apart[0] > 200
     assert site.ranker_name() == "meaning"
     assert site.search("one network path per flow")[0].entry.slug == "flow-splitting"
-    assert site.progress is None
+    assert site.builder.progress is None
     site.close()
 
 
@@ -265,40 +267,40 @@ def test_a_failed_build_says_why_and_is_tried_again(home: Path, monkeypatch: pyt
 
     now, tries = [1000.0], []
 
-    def broken() -> object:
+    def broken(encoder: object) -> object:
         tries.append(1)
         raise sqlite3.OperationalError("disk I/O error") if len(tries) == 1 else RuntimeError("no memory")
 
-    monkeypatch.setattr("anabranch.hub.site.has_model", lambda: True)
+    monkeypatch.setattr("anabranch.hub.meaning_builder.has_model", lambda: True)
     monkeypatch.setattr("anabranch.hub.meaning.load_embedder", broken)
-    monkeypatch.setattr("anabranch.hub.site.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("anabranch.hub.meaning_builder.time.monotonic", lambda: now[0])
     site = Site()
     for fault in ("OperationalError: disk I/O error", "RuntimeError: no memory"):
         site.build_meaning()
         site.build_meaning()  # not at once
-        assert site.meaning_fault == fault
+        assert site.builder.fault == fault
         assert not site.known().building
         assert site.search("flow splitting")  # by words
         now[0] += 601
     assert len(tries) == 2
-    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", Letters)
+    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", lambda encoder: Letters())
     site.build_meaning()
-    assert site.meaning_fault == ""
+    assert site.builder.fault == ""
     assert site.ranker_name() == "meaning"
     site.close()
 
 
 def test_topics_are_judged_by_meaning_from_the_first_issue(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Straight after the start, with the index still to be built."""
+    from anabranch.hub.config import HubConfig
     from anabranch.hub.digest import Digest
-    from anabranch.hub.mail import HubConfig
     from anabranch.hub.outbox import Outbox
     from anabranch.hub.site import Site
     from anabranch.hub.subscriptions import Subscriptions
 
-    monkeypatch.setattr("anabranch.hub.site.has_model", lambda: True)
-    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", Letters)
-    monkeypatch.setattr("anabranch.hub.site.MANY", 10**9)
+    monkeypatch.setattr("anabranch.hub.meaning_builder.has_model", lambda: True)
+    monkeypatch.setattr("anabranch.hub.meaning.load_embedder", lambda encoder: Letters())
+    monkeypatch.setattr("anabranch.hub.meaning_builder.MANY", 10**9)
     site = Site()
     digest = Digest(site, Subscriptions(site.db, b"s" * 32), Outbox(site.db), HubConfig("http://hub.example"))
     now = datetime(2026, 11, 27, 9, tzinfo=UTC)

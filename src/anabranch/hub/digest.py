@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 
 import jinja2
 
-from anabranch.hub.mail import POLICY, HubConfig, Mailer, load_config, mailer_of
+from anabranch.hub.config import HubConfig, load_config
+from anabranch.hub.mail import POLICY, Mailer, mailer_of
 from anabranch.hub.outbox import Outbox
 from anabranch.hub.site import Card, ClaimRow, Site
 from anabranch.hub.subscriptions import ASKED_FOR, LOOKS_BACK, Subscription, Subscriptions, last_day

@@ -24,8 +24,12 @@ class Apart:
         self._lock = threading.Lock()
         self._over = False
 
-    def fill(self, texts: Sequence[str], path: Path, progress: meaning.Progress) -> None:
-        """Embed ``texts`` into the store at ``path``. What a process that dies has not embedded is left to the caller."""
+    def fill(
+        self, texts: Sequence[str], path: Path, progress: meaning.Progress, *, encoder: Path | None = None
+    ) -> None:
+        """Embed ``texts`` into the store at ``path`` by the encoder in a folder (None: the usual one).
+
+        What a process that dies has not embedded is left to the caller."""
         with self._lock:
             if self._over:
                 return
@@ -37,7 +41,7 @@ class Apart:
         assert process.stdout is not None
         with process:
             try:
-                json.dump({"path": str(path), "texts": list(texts)}, process.stdin)
+                json.dump({"path": str(path), "texts": list(texts), "encoder": encoder and str(encoder)}, process.stdin)
                 process.stdin.close()
                 for line in process.stdout:
                     done, _, of = line.partition(" ")
@@ -59,5 +63,5 @@ def work() -> None:
     """What the process does; it ends with the one that reads its words."""
     os.nice(10)
     asked = json.load(sys.stdin)
-    store = meaning.VectorStore(meaning.load_embedder(), Path(asked["path"]))
+    store = meaning.VectorStore(meaning.load_embedder(asked["encoder"]), Path(asked["path"]))
     store.get(asked["texts"], lambda done, of: print(done, of, flush=True))

@@ -7,21 +7,19 @@ import email.policy
 import os
 import smtplib
 import ssl
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from anabranch.lab import LabError
+from anabranch.hub.config import HubConfig, SmtpConfig
 from anabranch.lab.places import ensure, home
 from anabranch.lab.runs import write_atomically
 
 # A signed link is longer than a line of 78; folded it would become an encoded word, which mail programs do not follow.
 POLICY = email.policy.default.clone(max_line_length=900)
-Security = Literal["starttls", "ssl", "none"]
 
 
 class Refused(Exception):
@@ -30,74 +28,6 @@ class Refused(Exception):
 
 class Unreached(Exception):
     """The server could not be reached, or asks to come back later (4xx)."""
-
-
-@dataclass(frozen=True)
-class SmtpConfig:
-    """Where mail goes out.
-
-    Args:
-        security: "starttls", "ssl", or "none" for a server on this machine.
-        password_env: name of the environment variable that holds the password; the password itself is never in a file.
-        sender: the address in From.
-    """
-
-    host: str
-    port: int = 587
-    security: Security = "starttls"
-    user: str = ""
-    password_env: str = ""
-    sender: str = "anabranch@localhost"
-
-
-@dataclass(frozen=True)
-class HubConfig:
-    """``hub.toml`` in the data folder.
-
-    Args:
-        address: the page's address as readers reach it; links in mails begin with it. Empty: where it was reached last.
-        smtp: where mail goes out; None writes files.
-    """
-
-    address: str = ""
-    smtp: SmtpConfig | None = None
-
-
-def load_config(path: Path | None = None) -> HubConfig:
-    """The configuration; defaults where there is no file.
-
-    Raises:
-        LabError: it cannot be read, or holds something else.
-    """
-    path = path or home() / "hub.toml"
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return HubConfig()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LabError(f"{path} cannot be read: {error}") from error
-    server, smtp = dict(found.pop("server", {})), found.pop("smtp", None)
-    unknown = [*found, *(f"server.{key}" for key in server if key != "address")]
-    if unknown:
-        raise LabError(f"{path}: {', '.join(unknown)} is not known; expected server.address and the table smtp")
-    return HubConfig(server.get("address", HubConfig.address).rstrip("/"), _smtp(path, smtp) if smtp else None)
-
-
-def _smtp(path: Path, values: dict[str, Any]) -> SmtpConfig:
-    values = {("sender" if key == "from" else key): value for key, value in values.items()}
-    try:
-        config = SmtpConfig(**values)
-    except TypeError as error:
-        raise LabError(f"{path}: smtp: {error}; expected host, port, security, user, password_env and from") from error
-    if config.security not in ("starttls", "ssl", "none"):
-        raise LabError(f"{path}: smtp.security={config.security!r}: expected starttls, ssl or none")
-    if not isinstance(config.port, int) or not 0 < config.port < 65536:
-        raise LabError(f"{path}: smtp.port={config.port!r}: expected a port")
-    if config.user and config.password_env not in os.environ:
-        raise LabError(
-            f"{path}: smtp.password_env={config.password_env!r}: expected an environment variable that is set"
-        )
-    return config
 
 
 class Mailer(Protocol):

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,8 +40,15 @@ class Embedder(Protocol):
     def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
+@runtime_checkable
+class PromptedEmbedder(Embedder, Protocol):
+    """An embedder to which a question is not a text like others."""
+
+    def query(self, text: str) -> np.ndarray: ...
+
+
 def load_embedder(path: str | Path | None = None) -> Embedder:
-    """The encoder at ``path`` (default: the one that the data card names). Takes seconds; needs ``anabranch[hub]``.
+    """The encoder in folder ``path`` (default: the one that the data card names). Takes seconds; needs ``anabranch[hub]``.
 
     Raises:
         ValueError: it is not there.
@@ -76,7 +83,8 @@ class Remembering:
         with self._working:
             if (vector := self._remembered(text)) is not None:  # made while this thread waited
                 return vector
-            made: np.ndarray = self._inner([text])[0]
+            inner = self._inner
+            made: np.ndarray = inner.query(text) if isinstance(inner, PromptedEmbedder) else inner([text])[0]
             with self._looking:
                 self._latest[text] = made
                 while len(self._latest) > self._most:
@@ -91,6 +99,7 @@ class Remembering:
 
 
 def vectors_path(embedder: Embedder) -> Path:
+    """Where vectors are kept: the name tells weights, pooling and prompts apart, so those of two encoders never mix."""
     return cache_folder() / f"embeddings-{embedder.name}.sqlite"
 
 

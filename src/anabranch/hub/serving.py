@@ -20,6 +20,7 @@ def serve(
     on: str = "here",
     names: tuple[str, ...] = (),
     public: bool = False,
+    encoder: str | None = None,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -28,15 +29,18 @@ def serve(
     Args:
         names: further host names under which it answers, behind a proxy: so others reach it, and the token is asked for.
         public: everybody may read, vote and subscribe; only who starts, cancels or repeats runs needs the token.
+        encoder: what is searched by meaning with: a folder, or a model of sentence-transformers by name, which is fetched
+            before the page is served; default is what ``hub.toml`` names, else the usual one.
         on: where runs go: ``here``, ``ray`` or ``ray:ADDRESS``.
 
     Raises:
-        LabError: the port is taken, the extra is not installed, or ``on`` is no such place.
+        LabError: the port is taken, the extra is not installed, the encoder cannot be had, or ``on`` is no such place.
     """
     _allow_open_files()
     try:
         import uvicorn
 
+        from anabranch.hub.config import encoder_folder
         from anabranch.hub.run_queue import RunQueue
         from anabranch.hub.site import Site
         from anabranch.hub.web import create_app
@@ -49,7 +53,7 @@ def serve(
     listener = _listen(host, port)
     port = listener.getsockname()[1]
     hosts = LOOPBACK | {host, *names} | ({"*"} if host in ("0.0.0.0", "::") and not names else set())
-    site = Site()
+    site = Site(encoder=encoder_folder(encoder))
     site.known()  # what the first page needs is read before anybody can ask
     site.results()
     access: Any = "public" if public else "login"

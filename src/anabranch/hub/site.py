@@ -5,25 +5,21 @@ One :class:`Site` serves many threads; it reads the catalogue's file anew when a
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from anabranch.hub import meaning
 from anabranch.hub.catalogue import Catalogue, Entry
 from anabranch.hub.committed import CommittedResults, Stamps
-from anabranch.hub.embedding_apart import MANY, Apart
-from anabranch.hub.encoder_files import has_model
 from anabranch.hub.ended_runs import EndedRuns
-from anabranch.hub.search import Document, Hit, Ranker, TextIndex, document, search
+from anabranch.hub.known import Known, known_of
+from anabranch.hub.meaning import MeaningIndex
+from anabranch.hub.meaning_builder import MeaningBuilder
+from anabranch.hub.search import Hit, Ranker, search
 from anabranch.hub.topics import fitting
 from anabranch.hub.views import catalogue_path
 from anabranch.hub.votes import Activity, Votes, Window, name_of, trending, window_of
@@ -34,8 +30,6 @@ from anabranch.lab.results import Result, result_verdicts
 from anabranch.lab.verdicts import Verdict, threshold_text
 
 Version = tuple[int, int, Stamps]
-_BUILD_AGAIN_S = 600.0
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,19 +91,6 @@ class Card:
 
 
 @dataclass
-class _Known:
-    """Everything that changes only with the catalogue's file."""
-
-    version: int
-    entries: list[Entry]
-    by_key: dict[str, int]
-    documents: list[Document]
-    words: _Locked
-    by_meaning: meaning.MeaningIndex | None = None
-    building: bool = False
-
-
-@dataclass
 class Site:
     """The hub behind the page and the interface for programs.
 
@@ -118,26 +99,22 @@ class Site:
         db: the page's own connection to the file, in autocommit mode.
         committed: the committed results.
         ended: the runs that have ended here.
-        progress: texts embedded and texts to embed, while the index by meaning is being built; else None.
-        meaning_fault: why the index by meaning could not be built, until it can; it is tried again after ten minutes.
+        builder: builds the index by meaning.
         use_meaning: whether to search by meaning where the encoder is here. It is loaded in the background by the first
             search; until it is ready words are searched.
+        encoder: folder of the sentence encoder; None for the usual one.
     """
 
     path: Path = field(default_factory=catalogue_path)
     use_meaning: bool = True
+    encoder: Path | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    _known: _Known | None = field(default=None, repr=False)
-    _embedder: meaning.Embedder | None = field(default=None, repr=False)
+    _known: Known | None = field(default=None, repr=False)
     committed: CommittedResults = field(default_factory=CommittedResults, repr=False)
     ended: EndedRuns = field(default_factory=EndedRuns, repr=False)
-    progress: tuple[int, int] | None = field(default=None, init=False)
-    meaning_fault: str = field(default="", init=False)
-    _build_again: float = field(default=0.0, init=False, repr=False)
+    builder: MeaningBuilder = field(init=False, repr=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
-    _apart: Apart = field(default_factory=Apart, repr=False)
-    _embedding: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _reading: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,9 +124,10 @@ class Site:
             pass  # made, with our own papers in it
         self.db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         self.votes = Votes(self.db)
+        self.builder = MeaningBuilder(self.encoder, wanted=self.use_meaning)
 
     def close(self) -> None:
-        self._apart.close()
+        self.builder.close()
         self.db.close()
 
     @property
@@ -169,7 +147,7 @@ class Site:
         with self._lock:
             return int(self.db.execute("PRAGMA data_version").fetchone()[0])
 
-    def known(self) -> _Known:
+    def known(self) -> Known:
         """The entries and their index, read anew after a change. O(entries)."""
         known, version = self._known, self._data_version()
         if known is not None and known.version == version:
@@ -179,7 +157,7 @@ class Site:
             if self._known is None or self._known.version != version:
                 with Catalogue(self.path, papers()) as catalogue:
                     entries = catalogue.entries()
-                self._known = _known(version, entries, self._known)
+                self._known = known_of(version, entries, self._known)
             return self._known
 
     def entry(self, key: str) -> Entry | None:
@@ -272,7 +250,7 @@ class Site:
         """Entries nearest in meaning; by words where the encoder is not here."""
         known = self.known()
         i = known.by_key[f"entry-{entry.id}"]
-        if isinstance(ranker := self._ranker(known), meaning.MeaningIndex):
+        if isinstance(ranker := self._ranker(known), MeaningIndex):
             return [known.entries[j] for j, _ in ranker.similar(i, k)]
         scores = known.words.scores(entry.title)
         best = sorted((j for j in scores if j != i), key=lambda j: -scores[j])
@@ -282,64 +260,22 @@ class Site:
         """What a search goes by at this moment: ``meaning`` or ``words``."""
         return "meaning" if self.known().by_meaning is not None else "words"
 
-    def _ranker(self, known: _Known) -> Ranker:
-        if known.by_meaning is None and self._may_build():
-            with self._reading:
-                start, known.building = not known.building, True
-            if start:
-                threading.Thread(target=self._build, args=(known,), name="meaning", daemon=True).start()
+    def _ranker(self, known: Known) -> Ranker:
+        if known.by_meaning is None:
+            self.builder.start(known)
         return known.by_meaning or known.words
-
-    def _may_build(self) -> bool:
-        return self.use_meaning and time.monotonic() >= self._build_again and has_model()
 
     def build_meaning(self) -> None:
         """Build the index by meaning now, in this thread; seconds for tens of papers, minutes for thousands the first time.
 
         Nothing is done where it is there, the encoder is not, or building failed in the last ten minutes."""
-        known = self.known()
-        if known.by_meaning is None and self._may_build():
-            self._build(known)
+        self.builder.build(self.known())
 
     def fitting(self, topic: str, entries: Sequence[Entry], k: int = 20) -> list[Hit]:
         """Those of ``entries`` that are about ``topic``, at most ``k``: :func:`anabranch.hub.topics.fitting`."""
         known = self.known()
         among = [i for e in entries if (i := known.by_key.get(f"entry-{e.id}")) is not None]
         return fitting(known.entries, topic, among, k, ranker=known.by_meaning or known.words)
-
-    def _build(self, known: _Known) -> None:
-        try:
-            with self._embedding:  # one at a time: a later one finds in the store what an earlier one has made
-                if known.by_meaning is None:
-                    self._embed(known)
-        except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # words stay
-            self.meaning_fault = f"{type(error).__name__}: {error}"
-            self._build_again = time.monotonic() + _BUILD_AGAIN_S
-            _log.warning("the index by meaning could not be built: %s", self.meaning_fault)
-        else:
-            self.meaning_fault = ""
-        finally:
-            known.building = False
-        _give_back()
-
-    def _embed(self, known: _Known) -> None:
-        if self._embedder is None:
-            self._embedder = meaning.Remembering(meaning.load_embedder())
-        path = meaning.vectors_path(self._embedder)
-        store = meaning.VectorStore(self._embedder, path)
-        try:
-            missing = store.missing(meaning.texts_of(known.documents))
-            if len(missing) >= MANY:
-                self._apart.fill(missing, path, self._progressed)
-            del missing
-            parts = known.documents, known.words, self._embedder, store, self._progressed
-            known.by_meaning = meaning.MeaningIndex(*parts)
-        finally:
-            store.close()
-            self.progress = None
-
-    def _progressed(self, done: int, of: int) -> None:
-        self.progress = (done, of)
 
     # Verdicts
 
@@ -361,40 +297,3 @@ class Site:
         """``5 of 6 hold``, for a badge."""
         rows = [row for row in self.claims(next(p for p in papers() if p.slug == slug)) if row.claim.checked]
         return {"holds": sum(row.outcome == "holds" for row in rows), "of": len(rows)}
-
-
-def _give_back() -> None:
-    """Memory that embedding thousands of texts took goes back to the system; glibc would keep it."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _known(version: int, entries: list[Entry], before: _Known | None) -> _Known:
-    """``entries`` with their indices; those of ``before`` stay where the texts are the same."""
-    by_key: dict[str, int] = {}
-    for i, entry in enumerate(entries):
-        by_key[f"entry-{entry.id}"] = i
-        for key in (entry.arxiv, entry.slug):
-            if key:
-                by_key[key] = i
-    documents = [document(entry) for entry in entries]
-    if before is not None and before.documents == documents:
-        building = before.by_meaning is not None  # else a new thread begins, and finds what the old one has embedded
-        return replace(before, version=version, entries=entries, by_key=by_key, building=building)
-    return _Known(version, entries, by_key, documents, _Locked(TextIndex(documents), threading.Lock()))
-
-
-@dataclass
-class _Locked:
-    """A ranker that threads take turns with: one SQLite connection serves one at a time."""
-
-    ranker: TextIndex
-    lock: threading.Lock
-
-    def scores(self, query: str) -> dict[int, float]:
-        with self.lock:
-            return self.ranker.scores(query)
-
-    def shares(self, query: str) -> dict[int, float]:
-        with self.lock:
-            return self.ranker.shares(query)

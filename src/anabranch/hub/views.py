@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anabranch.hub.catalogue import Catalogue, Entry
+from anabranch.hub.config import encoder_folder
 from anabranch.hub.daily_papers import Source
 from anabranch.hub.encoder_files import has_model
 from anabranch.hub.importers import ImportReport, import_page, parse_saved_page
@@ -18,6 +19,8 @@ from anabranch.lab.results import is_stale, load_result, result_verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from anabranch.hub.meaning import Embedder
 
 
 def catalogue_path() -> Path:
@@ -58,14 +61,18 @@ class Row:
 
 
 def find(
-    query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50, words_only: bool = False
-) -> list[Row]:
+    query: str, *, runnable: bool = False, package: str | None = None, limit: int = 50, words_only: bool = False,
+    encoder: str | None = None,
+) -> list[Row]:  # fmt: skip
     """Papers that fit ``query``, best first; all, newest first, for an empty one.
 
     By meaning where the encoder is here (it takes seconds to load), else or with ``words_only`` by words.
 
+    Args:
+        encoder: a folder or a model of sentence-transformers by name; default is that of ``hub.toml``, else the usual one.
+
     Raises:
-        UnknownName: no paper has its parts in ``package``.
+        UnknownName: no paper has its parts in ``package``. LabError: the encoder cannot be had.
     """
     known = {paper.package for paper in papers()}
     if package is not None and package not in known:
@@ -76,19 +83,29 @@ def find(
         if (not runnable or (entry.paper is not None and entry.paper.runnable))
         and (package is None or (entry.paper is not None and entry.paper.package == package))
     ]
-    ranker = None if words_only or not query.strip() else ranker_by_meaning(entries)
+    by_meaning = query.strip() and not words_only
+    ranker = ranker_by_meaning(entries, encoder_folder(encoder)) if by_meaning else None
     return [Row(hit.entry, hit.score, hit.sentence) for hit in search(entries, query, limit, ranker=ranker)]
 
 
-def ranker_by_meaning(entries: list[Entry]) -> Ranker | None:
-    """A ranker over ``entries`` where the encoder is here, else None."""
-    if not has_model():
+def ranker_by_meaning(entries: list[Entry], encoder: Path | None = None) -> Ranker | None:
+    """A ranker over ``entries`` by the encoder in a folder (None: the usual one, or no ranker where that is not here)."""
+    if encoder is None and not has_model():
         return None
     from anabranch.hub import meaning  # numpy, and soon torch: not for a search by words
 
-    embedder, documents = meaning.load_embedder(), [document(entry) for entry in entries]
+    embedder, documents = _loaded(encoder), [document(entry) for entry in entries]
     store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
     return meaning.MeaningIndex(documents, TextIndex(documents), embedder, store)
+
+
+def _loaded(encoder: Path | None) -> Embedder:
+    from anabranch.hub import meaning
+
+    try:
+        return meaning.load_embedder(encoder)
+    except ValueError as error:
+        raise LabError(f"the sentence encoder: {error}") from error
 
 
 def _entries() -> list[Entry]:
@@ -104,13 +121,13 @@ def open_catalogue() -> Catalogue:
     return Catalogue(catalogue_path() if catalogue_path().exists() else ":memory:", papers())
 
 
-def embed(console: Console) -> None:
+def embed(console: Console, encoder: str | None = None) -> None:
     """Embed the catalogue with a bar of progress; what is embedded already is not done again.
 
     Raises:
         LabError: the encoder is not here.
     """
-    if not has_model():
+    if (folder := encoder_folder(encoder)) is None and not has_model():
         raise LabError("--embed: the encoder is not here; anabranch data all-minilm-l6-v2 gets it")
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -125,7 +142,7 @@ def embed(console: Console) -> None:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("embedding")
-        embedder = meaning.load_embedder()
+        embedder = _loaded(folder)
         store = meaning.VectorStore(embedder, meaning.vectors_path(embedder))
         texts = meaning.texts_of(documents)
         store.get(texts, lambda done, of: bar.update(task, completed=done, total=of))

@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
+from anabranch.hub.config import HubConfig, load_config
 from anabranch.hub.digest import Digest
-from anabranch.hub.mail import HubConfig, load_config
 from anabranch.hub.outbox import Outbox
 from anabranch.hub.postman import Postman
 from anabranch.hub.run_queue import RunQueue

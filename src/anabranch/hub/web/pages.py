@@ -14,7 +14,6 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from anabranch.hub.catalogue import Entry
-from anabranch.hub.encoder_files import has_model
 from anabranch.hub.votes import Window, name_of, window_of
 from anabranch.hub.web.context import context_of
 from anabranch.hub.web.kept import kept
@@ -45,9 +44,9 @@ def everything(request: Request) -> Response:
         query=query,
         cards=cards,
         ranker=context.site.ranker_name(),
-        progress=context.site.progress,
-        encoder=context.site.use_meaning and has_model(),
-        fault=context.site.meaning_fault,
+        progress=context.site.builder.progress,
+        encoder=context.site.builder.has_encoder,
+        fault=context.site.builder.fault,
         title=f"{query} - search",
     )
 
