@@ -37,6 +37,9 @@ def serve(
         bool, typer.Option("--public", help="All may read, vote, subscribe; runs need the token.")
     ] = False,
     encoder: Encoder = None,
+    import_every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Read Daily Papers so often: 30min, 6h, 1d.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the page: find papers, run them, watch, read the verdicts."""
@@ -44,7 +47,7 @@ def serve(
 
     start(
         host=host, port=port, workers=workers, on=on, names=tuple(name or ()), public=public, encoder=encoder,
-        open_browser=browser, say=lambda text: typer.echo(text),
+        import_every=import_every, open_browser=browser, say=lambda text: typer.echo(text),
     )  # fmt: skip
 
 

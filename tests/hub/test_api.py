@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import date
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -24,6 +20,7 @@ from anabranch.hub.views import catalogue_path
 from anabranch.lab import papers
 from support import CommandLine
 
+from .daily_papers_server import Original, item, reader
 from .page_server import Browser, page_server
 
 
@@ -61,72 +58,6 @@ def test_windows_and_orders_of_the_feed(ours: tuple[HfApi, Browser]) -> None:
     by_slug = {paper.slug: paper.arxiv for paper in papers()}
     assert order.index(by_slug["udc"]) < order.index(by_slug["splitflux"])  # newer, but without a vote
     assert json.loads(browser.get("/api/claims").text)[0].keys() >= {"slug", "claim", "outcome", "published"}
-
-
-def item(n: int, **inner: Any) -> dict[str, Any]:
-    paper = {
-        "id": f"2601.{n:05d}", "title": f"Of Rivers, Part {n}", "summary": f"Water {n} flows.", "upvotes": 0,
-        "authors": [{"_id": f"a{n}", "name": f"Ada {n}", "hidden": False}], "publishedAt": "2026-01-05T00:00:00.000Z",
-        "submittedOnDailyAt": "2026-01-07T00:00:00.000Z", "ai_summary": "short", "githubRepo": "https://github.com/a/b", **inner,
-    }  # fmt: skip
-    return {
-        "paper": paper, "publishedAt": paper["publishedAt"], "title": paper["title"], "summary": paper["summary"],
-        "thumbnail": "https://cdn/x.png", "numComments": n, "submittedBy": {"_id": "u", "name": f"user{n % 2}", "fullname": "U"},
-        "isAuthorParticipating": False,
-    }  # fmt: skip
-
-
-class Original(ThreadingHTTPServer):
-    """Speaks the original's shapes from a list of items, with faults on demand."""
-
-    items: list[Any]
-    faults: list[tuple[int, dict[str, str]]]
-    asked: list[dict[str, str]]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Original
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self.server.asked.append({"path": parts.path, **query})
-        if self.server.faults:
-            status, headers = self.server.faults.pop(0)
-            self._send(status, b"busy", headers)
-            return
-        page, limit = int(query.get("p", 0)), int(query.get("limit", 50))
-        items = self.server.items
-        if parts.path.endswith("/search"):
-            items = [i for i in items if query["q"].lower() in i["title"].lower()]
-        self._send(
-            200, json.dumps(items[page * limit : (page + 1) * limit]).encode(), {"content-type": "application/json"}
-        )
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "content-length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def original() -> Iterator[Original]:
-    server = Original(("127.0.0.1", 0), _Handler)
-    server.items, server.faults, server.asked = [item(n) for n in range(250)], [], []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def reader(server: Original, waits: list[float] | None = None) -> DailyPapers:
-    waits = [] if waits is None else waits
-    return DailyPapers(f"http://127.0.0.1:{server.server_port}", sleep=waits.append, jitter=lambda: 1.0)
 
 
 def test_a_day_comes_in_whole_and_only_once(original: Original, tmp_path: Path) -> None:

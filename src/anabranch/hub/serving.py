@@ -21,6 +21,7 @@ def serve(
     names: tuple[str, ...] = (),
     public: bool = False,
     encoder: str | None = None,
+    import_every: str | None = None,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -31,6 +32,7 @@ def serve(
         public: everybody may read, vote and subscribe; only who starts, cancels or repeats runs needs the token.
         encoder: what is searched by meaning with: a folder, or a model of sentence-transformers by name, which is fetched
             before the page is served; default is what ``hub.toml`` names, else the usual one.
+        import_every: how often Daily Papers is read into the catalogue, such as ``6h``; None reads nothing.
         on: where runs go: ``here``, ``ray`` or ``ray:ADDRESS``.
 
     Raises:
@@ -41,6 +43,7 @@ def serve(
         import uvicorn
 
         from anabranch.hub.config import encoder_folder
+        from anabranch.hub.import_schedule import ImportSchedule, interval_s
         from anabranch.hub.run_queue import RunQueue
         from anabranch.hub.site import Site
         from anabranch.hub.web import create_app
@@ -49,6 +52,7 @@ def serve(
         raise LabError(f"the page needs {error.name}: pip install 'anabranch[hub]'") from error
     if on != "here" and on.partition(":")[0] != "ray":
         raise LabError(f"--on {on}: runs of the page go here, or to ray, ray:N or ray:ADDRESS")
+    every_s = interval_s(import_every) if import_every else None
     token = None if is_loopback(host) and not names and not public else secrets.token_urlsafe(24)
     listener = _listen(host, port)
     port = listener.getsockname()[1]
@@ -57,7 +61,9 @@ def serve(
     site.known()  # what the first page needs is read before anybody can ask
     site.results()
     access: Any = "public" if public else "login"
-    app = create_app(site, RunQueue(workers, where=on), token=token, hosts=frozenset(hosts), access=access)
+    imports = ImportSchedule(site.path, site.db, every_s) if every_s else None
+    queue = RunQueue(workers, where=on)
+    app = create_app(site, queue, token=token, hosts=frozenset(hosts), access=access, imports=imports)
     if is_loopback(host):  # links in mails; behind a name hub.toml has to say the address
         app.state.context.digest.served_at(f"http://localhost:{port}")
     shown = f"http://{'localhost' if is_loopback(host) else host}:{port}/" + (f"?token={token}" if token else "")

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from anabranch.hub.config import HubConfig, load_config
 from anabranch.hub.digest import Digest
+from anabranch.hub.import_schedule import ImportSchedule
 from anabranch.hub.outbox import Outbox
 from anabranch.hub.postman import Postman
 from anabranch.hub.run_queue import RunQueue
@@ -39,6 +40,7 @@ def create_app(
     hosts: frozenset[str] = LOOPBACK,
     access: Access = "login",
     config: HubConfig | None = None,
+    imports: ImportSchedule | None = None,
 ) -> Starlette:
     """The application.
 
@@ -49,16 +51,21 @@ def create_app(
         hosts: names under which it answers.
         access: whether all need the token, or only those who start runs.
         config: addresses and mail; default is ``hub.toml``.
+        imports: brings Daily Papers in while the application is up; None brings nothing.
     """
     secret = load_secret(home() / "hub.secret")
     digest = Digest(site, Subscriptions(site.db, secret), Outbox(site.db), config or load_config())
-    context = Context(site, queue, secret, digest, Postman(digest), token=token)
+    context = Context(site, queue, secret, digest, Postman(digest), token=token, imports=imports)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         queue.start()
         context.post.start()
+        if imports is not None:
+            imports.start()
         yield
+        if imports is not None:
+            imports.stop()
         context.post.stop()
         queue.stop()
 

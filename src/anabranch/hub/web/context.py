@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from anabranch.hub.digest import Digest
+from anabranch.hub.import_schedule import ImportSchedule
 from anabranch.hub.postman import Postman
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.site import Site
@@ -26,6 +27,7 @@ class Context:
     digest: Digest
     post: Postman
     token: str | None = None
+    imports: ImportSchedule | None = None
     render: Renderer = field(default_factory=Renderer)
     tails: Tails = field(default_factory=Tails)
     pages: dict[Any, Any] = field(default_factory=dict)

@@ -182,14 +182,16 @@ def _feed(
     request: Request, entries: list[Entry], title: str, *, kind: str, around: dict[str, str] | None = None
 ) -> Response:
     context = context_of(request)
+    dated = kind in ("all", *WINDOWS.values())
+    imported = context.imports.state() if context.imports is not None and dated else None
     number = request.query_params.get("page", "1")
     if not is_count(number) or int(number) < 1:
         raise HTTPException(400, f"page={number!r}: expected a number from 1 on")
     begin = (int(number) - 1) * PAGE_SIZE
     shown = context.site.cards(list(islice(entries, begin, begin + PAGE_SIZE)))
     return context.render(
-        request, "feed.html.j2", cards=shown, title=title, kind=kind, around=around, number=int(number), total=len(entries),
-        pages=-(-len(entries) // PAGE_SIZE), more=begin + PAGE_SIZE < len(entries),
+        request, "feed.html.j2", cards=shown, title=title, kind=kind, around=around, imported=imported,
+        number=int(number), total=len(entries), pages=-(-len(entries) // PAGE_SIZE), more=begin + PAGE_SIZE < len(entries),
     )  # fmt: skip
 
 

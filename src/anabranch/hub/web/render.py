@@ -35,6 +35,7 @@ class Renderer:
         self._environment.filters.update(
             number=lambda v: format_number(v) if isinstance(v, int | float) else str(v),
             day=_day,
+            moment=_moment,
             seconds=_seconds,
             chip=_chip,
         )
@@ -53,6 +54,10 @@ class Renderer:
 
 def _day(value: date | datetime | None) -> str:
     return f"{value.day} {value:%B %Y}" if value else ""
+
+
+def _moment(value: datetime) -> str:
+    return f"{value.day} {value:%B, %H:%M} UTC"
 
 
 def _seconds(value: float | None) -> str:
