@@ -26,7 +26,7 @@ from anabranch.lab import (
     papers,
     result_verdicts,
 )
-from anabranch.lab.code import code_hash, imported_modules
+from anabranch.lab.code import CodeWatch, code_hash, imported_modules
 from anabranch.lab.places import checkout, results_folder
 from anabranch.lab.results import result_schema, write_result
 from anabranch.lab.runs import active_runs
@@ -216,6 +216,48 @@ def test_the_code_hash_follows_imports_and_nothing_else(modules: Path) -> None:
         '''),
     )
     assert changed("b.py", "import json\nx = '''1\n'''\n")
+
+
+def test_a_watch_sees_every_change_of_the_code(modules: Path) -> None:
+    watch = CodeWatch(["codehash_sample.a"], every_s=0)
+    found = watch.edition()
+    assert watch.edition() == found
+    hashes = {code_hash("codehash_sample.a")}
+
+    def change(file: str, text: str) -> bool:
+        """Whether it was seen, and the hash is that of the new code."""
+        nonlocal found
+        (modules / file).write_text(text)
+        before, found = found, watch.edition()
+        hashes.add(code_hash("codehash_sample.a"))
+        return found != before
+
+    assert change("b.py", "import json\nx = 3\n")  # as long as before
+    assert len(hashes) == 2
+    assert change("b.py", "from codehash_sample import e\nx = 3\n")  # a module that is not there yet
+    assert change("e.py", "y = 1\n")
+    assert len(hashes) == 4
+    assert not change("d.py", "y = 9\n") or len(hashes) == 4  # nothing depends on it
+    (modules / "e.py").unlink()
+    assert watch.edition() != found
+    hashes.add(code_hash("codehash_sample.a"))
+    assert len(hashes) == 4  # as before there was an e
+    found = watch.edition()
+    with pytest.raises(SyntaxError):
+        change("b.py", "def broken(:\n")
+    assert change("b.py", "import json\nx = 1\n")
+
+
+def test_a_watch_looks_no_oftener_than_it_is_told(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("anabranch.lab.code.time.monotonic", lambda: clock[0])
+    watch = CodeWatch(["codehash_sample.a"], every_s=1.0)
+    found = watch.edition()
+    (modules / "b.py").write_text("x = 22\n")
+    clock[0] += 0.9
+    assert watch.edition() == found
+    clock[0] += 0.2
+    assert watch.edition() != found
 
 
 def test_a_name_taken_from_a_package_leads_to_its_module_only(modules: Path) -> None:

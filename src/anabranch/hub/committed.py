@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from anabranch.lab import LabError
+from anabranch.lab.code import CodeWatch
 from anabranch.lab.discover import module_of, papers
 from anabranch.lab.places import results_folder
 from anabranch.lab.results import Result, is_stale, load_result, result_verdicts
@@ -18,7 +19,8 @@ _log = logging.getLogger(__name__)
 
 
 class CommittedResults:
-    """Results by slug with whether each is stale. Asking costs one ``stat`` for each paper that runs.
+    """Results by slug with whether each is stale. Asking costs one ``stat`` for each paper that runs, and once a second one
+    for each source file that a result depends on.
 
     A file that cannot be read is left out, and told of in :meth:`faults`: the other papers are shown.
     """
@@ -27,12 +29,14 @@ class CommittedResults:
         folder = results_folder()
         paths = [folder, *(folder / f"{paper.slug}.json" for paper in papers() if paper.runnable), *_beside_plugins()]
         self._paths = paths
+        self._code = CodeWatch(module_of(paper.slug) for paper in papers() if paper.runnable)
         self._lock = threading.Lock()
         self._read: tuple[Stamps, dict[str, tuple[Result, bool]], dict[str, str]] | None = None
 
     def stamps(self) -> Stamps:
-        """Times of change of the files and of their folder: differ whenever a result was written, replaced or removed."""
-        return tuple(map(_stamp, self._paths))
+        """Times of change of the files and of their folder, and the code's edition: differ whenever a result was written,
+        replaced or removed, or the code that results depend on has changed."""
+        return (self._code.edition(), *map(_stamp, self._paths))
 
     def all(self) -> dict[str, tuple[Result, bool]]:
         return self._now()[1]
@@ -56,13 +60,20 @@ class CommittedResults:
         for paper in papers():
             try:
                 if (result := load_result(paper.slug)) is not None:
-                    found[paper.slug] = _whole(result), is_stale(result)
+                    found[paper.slug] = _whole(result), _is_stale(result)
             except (LabError, LookupError, TypeError, ValueError, AttributeError) as error:
                 reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
                 faults[paper.slug] = reason
                 if known.get(paper.slug) != reason:
                     _log.warning("the result of %s is left out: %s", paper.slug, reason)
         return found, faults
+
+
+def _is_stale(result: Result) -> bool:
+    try:
+        return is_stale(result)
+    except (SyntaxError, OSError):  # code that is being written is not the code that was measured
+        return True
 
 
 def _whole(result: Result) -> Result:
