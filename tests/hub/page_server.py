@@ -19,6 +19,11 @@ from anabranch.hub.serving import _listen, server_config
 from anabranch.hub.site import Site
 from anabranch.hub.web import create_app
 
+# Of a run that a test writes by itself.
+HEADER = {
+    "slug": "udc", "scale": "smoke", "seed": 0, "settings": {}, "overrides": {}, "device": "cpu", "environment": {},
+}  # fmt: skip
+
 
 @dataclass
 class Answer:

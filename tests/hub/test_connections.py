@@ -21,17 +21,8 @@ pytest.importorskip("starlette", reason="the extra hub is not installed")
 from anabranch.hub.web import connections
 from anabranch.lab.runs import RunFolder
 
-from .page_server import Browser, page_server
+from .page_server import HEADER, Browser, page_server
 
-HEADER = {
-    "slug": "udc",
-    "scale": "smoke",
-    "seed": 0,
-    "settings": {},
-    "overrides": {},
-    "device": "cpu",
-    "environment": {},
-}
 LISTENERS, EVENTS = 1000, 30
 
 

@@ -18,7 +18,6 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra hub is not installed")
 from anabranch.hub import Catalogue, Entry
-from anabranch.hub.ended_runs import EndedRuns
 from anabranch.hub.serving import _listen
 from anabranch.hub.views import catalogue_path
 from anabranch.hub.web import kept as kept_module
@@ -26,17 +25,7 @@ from anabranch.lab import papers
 from anabranch.lab.results import write_result
 from anabranch.lab.runs import RunFolder
 
-from .page_server import Browser, page_server
-
-HEADER = {
-    "slug": "udc",
-    "scale": "smoke",
-    "seed": 0,
-    "settings": {},
-    "overrides": {},
-    "device": "cpu",
-    "environment": {},
-}
+from .page_server import HEADER, Browser, page_server
 
 
 @pytest.fixture
@@ -206,27 +195,6 @@ def test_another_half_minute_makes_the_trends_anew(page: Browser, monkeypatch: p
         page.get("/papers")
     assert made.count("/papers/trending") == 2
     assert made.count("/papers") == 1  # it does not depend on the day
-
-
-def test_ended_runs_are_those_of_the_folder(home: Path) -> None:
-    ended = EndedRuns()
-    assert ended.all() == []
-    with RunFolder.create({**HEADER, "created": datetime.now(UTC).isoformat()}) as folder:
-        folder.log.write("start", slug="udc", scale="smoke", seed=0, pid=1)
-        before = ended.edition()
-        folder.log.write("series", name="a", x=0, values={"end": 1})  # not the end
-        assert (ended.all(), ended.edition()) == ([], before)
-        folder.log.write("verdict", claim="c", outcome="holds")
-        folder.log.write("end", state="finished", error=None)
-        (run,) = ended.all()
-        assert (run.slug, run.finished, run.held) == ("udc", True, frozenset({"c"}))
-        assert ended.edition() != before
-    after = ended.edition()
-    import shutil
-
-    shutil.rmtree(folder.folder)
-    assert ended.all() == []
-    assert ended.edition() != after
 
 
 def test_the_index_by_words_stays_while_the_texts_do(home: Path) -> None:

@@ -17,23 +17,14 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra hub is not installed")
 from anabranch.hub import run_queue
+from anabranch.hub.run_index import RunIndex
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.web.live import Tails
 from anabranch.lab import LabError, find_run
 from anabranch.lab.execution import execute_queued
 from anabranch.lab.runs import RunFolder, list_runs, read_run
 
-from .page_server import Browser, page_server
-
-HEADER = {
-    "slug": "udc",
-    "scale": "smoke",
-    "seed": 0,
-    "settings": {},
-    "overrides": {},
-    "device": "cpu",
-    "environment": {},
-}
+from .page_server import HEADER, Browser, page_server
 
 
 def numbers(raw: bytes) -> list[int]:
@@ -208,7 +199,7 @@ def test_the_queue_goes_on_after_a_restart(home: Path, plugin: str) -> None:
         wait_for(lambda: run_of(waiting).state == "finished")
         assert run_of(slow).state == "finished"
         assert run_of(waiting).header["created"] > run_of(slow).header["created"]
-        assert later.expected_seconds(plugin, "smoke") == pytest.approx(
+        assert RunIndex().expected_seconds(plugin, "smoke") == pytest.approx(
             sorted(read_run(run.folder).elapsed_s for run in list_runs())[0] / 2
             + sorted(r.elapsed_s for r in list_runs())[1] / 2
         )

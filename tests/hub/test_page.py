@@ -19,7 +19,7 @@ from anabranch.hub.web import safety
 from anabranch.lab import papers
 from anabranch.lab.runs import RunFolder
 
-from .page_server import Browser, page_server
+from .page_server import HEADER, Browser, page_server
 
 XSS = (
     "<script>alert(1)</script>",
@@ -209,10 +209,9 @@ def test_votes_do_not_keep_the_cookie(page: Browser, home: Path) -> None:
 
 
 def test_two_runs_are_chosen_from_the_list(page: Browser) -> None:
-    header = {"slug": "udc", "scale": "smoke", "settings": {}, "overrides": {}, "device": "cpu", "environment": {}}
     names = []
     for seed in (0, 1):
-        with RunFolder.create({**header, "seed": seed}) as folder:
+        with RunFolder.create({**HEADER, "seed": seed}) as folder:
             folder.log.write("start")
             folder.log.write("measure", name="x", value=1.0 + seed, unit="s", scale="linear")
             folder.log.write("end", state="finished")
@@ -277,16 +276,7 @@ def test_who_logs_in_is_not_led_elsewhere(home: Path) -> None:
 
 
 def test_only_artefacts_of_the_run_are_given_out(page: Browser, home: Path) -> None:
-    header = {
-        "slug": "udc",
-        "scale": "smoke",
-        "seed": 0,
-        "settings": {},
-        "overrides": {},
-        "device": "cpu",
-        "environment": {},
-    }
-    with RunFolder.create(header) as folder:
+    with RunFolder.create(HEADER) as folder:
         (folder.artefacts / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>")
         (folder.artefacts / "b.bin").write_bytes(b"\0")
         folder.log.write("start")

@@ -89,7 +89,7 @@ class ImportSchedule:
         self.every_s = every_s
         self._path, self._db, self._now, self._jitter, self._poll_s = path, db, now, jitter, poll_s
         self._stop = threading.Event()
-        self._reader = reader or DailyPapers(sleep=self._stop.wait)
+        self._reader = reader or DailyPapers(sleep=self._rest)
         self._thread: threading.Thread | None = None
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS import_schedule (id INTEGER PRIMARY KEY CHECK (id = 1), due TEXT NOT NULL, "
@@ -189,6 +189,9 @@ class ImportSchedule:
                 yield False
                 return
             yield True
+
+    def _rest(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
     def _loop(self) -> None:
         while not self._stop.is_set():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -17,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anabranch.lab import LabError, Request, Run, find_run, list_runs, read_run
+from anabranch.lab import LabError, Request, Run, find_run, read_run
 from anabranch.lab.execution import header_for
 from anabranch.lab.places import home, runs_folder
 from anabranch.lab.queued import thread_limits
-from anabranch.lab.runs import RunFolder
+from anabranch.lab.runs import RunFolder, has_ended
 
 PAGE = "page"
 _WORKER = "import sys; from anabranch.hub.run_queue import work; work(sys.argv[1], sys.argv[2])"
@@ -120,15 +119,6 @@ class RunQueue:
             raise LabError(f"run {run_id} is {run.state}: there is nothing to cancel")
         threading.Thread(target=_end, args=(run.folder, int(pid)), daemon=True).start()
 
-    def expected_seconds(self, slug: str, scale: str) -> float | None:
-        """The median time of finished runs of the paper at that scale; what the paper states where there are none."""
-        took = [run.elapsed_s for run in list_runs(slug) if run.scale == scale and run.state == "finished"]
-        if took:
-            return statistics.median(took)
-        from anabranch.lab import find_paper
-
-        return find_paper(slug).seconds.get(scale)
-
     def _loop(self) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(OSError, LabError):  # one bad folder does not end the queue
@@ -158,10 +148,14 @@ class RunQueue:
                 running.add(run.id)
 
     def _open_runs(self) -> list[Run]:
-        """Runs of the page that have not ended, oldest first. Cost: one read of the log of every run that goes on."""
+        """Runs of the page that have not ended, oldest first. Cost: one read of the log of every run that goes on; of one
+        that has ended the last line is read, once."""
         root, found = runs_folder(), []
         for folder in sorted(root.iterdir()) if root.is_dir() else []:
             if folder.name in self._ended or folder.name.startswith(".") or not folder.is_dir():
+                continue
+            if has_ended(folder):
+                self._ended.add(folder.name)
                 continue
             try:
                 run = read_run(folder)
@@ -215,12 +209,20 @@ def _worker_of(folder: Path) -> int | None:
     """The process here that does the run of ``folder`` or waits for it on a cluster, if it still lives."""
     try:
         pid = int((folder / _WORKER_FILE).read_text())
-        command = Path(f"/proc/{pid}/cmdline")
-        if Path("/proc/self/cmdline").exists() and folder.name.encode() not in command.read_bytes():
+        if Path("/proc/self/cmdline").exists() and folder.name.encode() not in _command_of(pid):
             return None  # the number was given to another process
     except (OSError, ValueError):
         return None
     return pid
+
+
+def _command_of(pid: int) -> bytes:
+    """The command line of a process; a process that has just been started shows none for a moment, a dead one for good."""
+    for _ in range(20):
+        if command := Path(f"/proc/{pid}/cmdline").read_bytes():
+            return command
+        time.sleep(0.005)
+    return b""
 
 
 def work(folder: str, where: str) -> None:

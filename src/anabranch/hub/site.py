@@ -15,10 +15,10 @@ from typing import Any
 
 from anabranch.hub.catalogue import Catalogue, Entry
 from anabranch.hub.committed import CommittedResults, Stamps
-from anabranch.hub.ended_runs import EndedRuns
 from anabranch.hub.known import Known, known_of
 from anabranch.hub.meaning import MeaningIndex
 from anabranch.hub.meaning_builder import MeaningBuilder
+from anabranch.hub.run_index import RunIndex
 from anabranch.hub.search import Hit, Ranker, search
 from anabranch.hub.topics import fitting
 from anabranch.hub.views import catalogue_path
@@ -98,7 +98,7 @@ class Site:
         path: the catalogue's file; made where absent.
         db: the page's own connection to the file, in autocommit mode.
         committed: the committed results.
-        ended: the runs that have ended here.
+        runs: the runs here.
         builder: builds the index by meaning.
         use_meaning: whether to search by meaning where the encoder is here. It is loaded in the background by the first
             search; until it is ready words are searched.
@@ -111,7 +111,7 @@ class Site:
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _known: Known | None = field(default=None, repr=False)
     committed: CommittedResults = field(default_factory=CommittedResults, repr=False)
-    ended: EndedRuns = field(default_factory=EndedRuns, repr=False)
+    runs: RunIndex = field(default_factory=RunIndex, repr=False)
     builder: MeaningBuilder = field(init=False, repr=False)
     db: sqlite3.Connection = field(init=False, repr=False)
     votes: Votes = field(init=False, repr=False)
@@ -204,8 +204,8 @@ class Site:
             votes = self.votes.count(since=since)
         runs: dict[str, int] = {}
         confirmed: dict[str, set[str]] = {}
-        for run in self.ended.all():
-            if run.finished and run.created >= since:
+        for run in self.runs.ended():
+            if run.finished and run.begun >= since:
                 runs[run.slug] = runs.get(run.slug, 0) + 1
                 confirmed.setdefault(run.slug, set()).update(run.held)
         for slug, (result, _) in self.results().items():

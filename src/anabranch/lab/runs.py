@@ -30,7 +30,9 @@ from anabranch.lab.places import ensure, runs_folder
 
 State = Literal["queued", "running", "finished", "failed", "cancelled", "interrupted"]
 FORMAT = 1
+_ID = re.compile(r"\d+-\d+-\d+-[\w.-]+-[0-9a-f]+")
 _NEW = ".new-"
+_LAST_LINE_BYTES = 65_536
 
 
 class DamagedRun(LabError):
@@ -306,6 +308,8 @@ def find_run(name: str, *, root: Path | None = None) -> Run:
     root = root or runs_folder()
     if Path(name).is_dir() and (Path(name) / "run.json").exists():
         return read_run(Path(name))
+    if _ID.fullmatch(name) and (root / name / "run.json").exists():
+        return read_run(root / name)
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")) if root.is_dir() else []
     if not folders:
         raise LabError("there are no runs yet; `anabranch run SLUG` makes one")
@@ -328,6 +332,22 @@ def active_runs(*, root: Path | None = None) -> list[str]:
     if not root.is_dir():
         return []
     return [f.name for f in sorted(root.iterdir()) if not f.name.startswith(".") and _is_locked(f / "lock")]
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process is running the run in ``folder`` now."""
+    return _is_locked(folder / "lock")
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the log's last line says so; nothing before it is read."""
+    try:
+        with (folder / "events.jsonl").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
+            lines = log.read().split(b"\n")
+        return lines[-1] == b"" and json.loads(lines[-2])["type"] == "end"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def remove_leftovers(*, root: Path | None = None, older_than_s: float = 3600.0) -> None:

@@ -46,7 +46,7 @@ def kept(*, trend: bool = False) -> Callable[[Callable[[Request], Response]], Ca
             context = context_of(request)
             trends = None
             if trend:
-                trends = (await run_in_threadpool(context.site.ended.edition), int(time.time() / _CLOCK_S))
+                trends = (await run_in_threadpool(context.site.runs.edition), int(time.time() / _CLOCK_S))
             key = (request.scope["path"], request.scope["query_string"], context.site.version, trends)
             found = context.pages.get(key)
             if found is None:

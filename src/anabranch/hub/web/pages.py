@@ -18,7 +18,7 @@ from anabranch.hub.votes import Window, name_of, window_of
 from anabranch.hub.web.context import context_of
 from anabranch.hub.web.kept import kept
 from anabranch.hub.web.safety import check_form
-from anabranch.lab import list_runs
+from anabranch.lab import find_run
 from anabranch.lab.settings import describe_settings
 
 PAGE_SIZE = 30
@@ -80,21 +80,22 @@ def paper(request: Request) -> Response:
     shared: dict[str, Any] = {"entry": entry, "card": card, "similar": similar, "voted": voted, "title": entry.title}
     if entry.paper is None:
         return context.render(request, "entry.html.j2", **shared)
-    runs = list_runs(entry.paper.slug)[::-1]
+    index = context.site.runs
+    finished = index.latest(entry.paper.slug, finished=True)
     scales = [
         {
             "name": scale,
-            "seconds": context.queue.expected_seconds(entry.paper.slug, scale),
+            "seconds": index.expected_seconds(entry.paper.slug, scale),
             "settings": describe_settings(settings),
         }
         for scale, settings in entry.paper.scales.items()
     ]
     result, stale = context.site.results().get(entry.paper.slug, (None, False))
-    with_figures = next((run for run in runs if run.state == "finished" and run.figures), None)
+    drawn = next((run.id for run in finished if run.figures), None)
     return context.render(
         request, "paper.html.j2", paper=entry.paper, claims=context.site.claims(entry.paper), result=result, stale=stale,
         fault=context.site.committed.faults().get(entry.paper.slug, ""),
-        runs=runs[:8], scales=scales, drawn=with_figures, **shared,
+        runs=index.latest(entry.paper.slug, most=8), scales=scales, drawn=find_run(drawn) if drawn else None, **shared,
     )  # fmt: skip
 
 

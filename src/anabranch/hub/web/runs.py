@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -10,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from anabranch.hub.run_index import RunIndex
 from anabranch.hub.run_queue import PAGE
 from anabranch.hub.web.context import context_of
 from anabranch.hub.web.pages import checked_form, is_count
-from anabranch.lab import LabError, Run, find_run, list_runs
+from anabranch.lab import LabError, Run, find_run
 from anabranch.lab.compare import compare_runs
 from anabranch.lab.discover import find_paper
 from anabranch.lab.events import to_jsonable
@@ -27,12 +29,13 @@ _SHOWN = {
     ".json": "application/json",
 }
 _LOG_TAIL_BYTES = 20_000
+_LISTED = 100
 
 
 def index(request: Request) -> Response:
-    runs = list_runs()[::-1]
-    number = sum(run.state in ("queued", "running") for run in runs)
-    return context_of(request).render(request, "runs.html.j2", runs=runs[:100], active=number, title="Runs")
+    index = context_of(request).site.runs
+    runs, active = index.latest(most=_LISTED), len(index.active())
+    return context_of(request).render(request, "runs.html.j2", runs=runs, active=active, title="Runs")
 
 
 async def start(request: Request) -> Response:
@@ -66,14 +69,15 @@ def show(request: Request) -> Response:
     """A run as it stands; the script goes on from its last line."""
     context, run = context_of(request), _run(request)
     paper = find_paper(run.slug)
-    expected = context.queue.expected_seconds(run.slug, run.scale)
-    others = [other for other in list_runs(run.slug)[::-1] if other.id != run.id and other.state == "finished"][:8]
+    index = context.site.runs
+    expected = index.expected_seconds(run.slug, run.scale)
+    others = [other for other in index.latest(run.slug, most=9, finished=True) if other.id != run.id][:8]
     return context.render(
         request, "run.html.j2", run=run, paper=paper, expected=expected, claims=claims_of_run(paper, run),
         curves=[curve_of(name, points) for name, points in run.series.items()], command=reproduce_command(run),
         log=_log_tail(run.folder), others=others,
         ours=run.header.get("executor") == PAGE, title=f"{run.slug} - run", artefacts=_artefacts(run),
-        position=_position(run),
+        position=_position(run, index),
     )  # fmt: skip
 
 
@@ -134,8 +138,12 @@ def compare(request: Request) -> Response:
 
 
 def api_runs(request: Request) -> Response:
-    slug = request.query_params.get("slug")
-    return JSONResponse(to_jsonable([{**run.as_dict(), "folder": run.id} for run in list_runs(slug)[::-1][:100]]))
+    listed = context_of(request).site.runs.latest(request.query_params.get("slug"), most=_LISTED)
+    found = []
+    for summary in listed:
+        with suppress(LabError):  # removed, or damaged, a moment ago
+            found.append({**find_run(summary.id).as_dict(), "folder": summary.id})
+    return JSONResponse(to_jsonable(found))
 
 
 def api_run(request: Request) -> Response:
@@ -156,13 +164,12 @@ def _found(name: str) -> Run:
         raise HTTPException(404, f"There is no run {name!r}.") from error
 
 
-def _position(run: Run) -> int:
+def _position(run: Run, index: RunIndex) -> int:
     """How many runs of the page are before a queued one."""
     if run.state != "queued":
         return 0
-    return sum(
-        r.state in ("queued", "running") and r.header.get("executor") == PAGE and r.id < run.id for r in list_runs()
-    )
+    before = [find_run(other.id) for other in index.active() if other.id < run.id]
+    return sum(other.header.get("executor") == PAGE for other in before)
 
 
 def _artefacts(run: Run) -> list[tuple[str, int]]:
