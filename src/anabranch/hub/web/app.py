@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from anabranch.hub.config import HubConfig, load_config
 from anabranch.hub.digest import Digest
@@ -23,13 +20,11 @@ from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.signing import load_secret
 from anabranch.hub.site import Site
 from anabranch.hub.subscriptions import Subscriptions
-from anabranch.hub.web import api, mails, pages, runs
+from anabranch.hub.web import api, api_runs, mails, pages, runs
 from anabranch.hub.web.context import Context, context_of
 from anabranch.hub.web.safety import HEADERS, LOOPBACK, Access, BodyTooLarge, BodyTooSlow, Guard
 from anabranch.lab import LabError
 from anabranch.lab.places import home
-
-_STATIC = Path(__file__).parent / "static"
 
 
 def create_app(
@@ -74,8 +69,9 @@ def create_app(
             *pages.ROUTES,
             *runs.ROUTES,
             *mails.ROUTES,
+            *api_runs.ROUTES,
             *api.ROUTES,
-            Mount("/static", StaticFiles(directory=_STATIC)),
+            *context.render.static.routes(),
         ],
         middleware=[Middleware(Guard, secret=context.secret, token=token, hosts=hosts, access=access)],
         exception_handlers={

@@ -11,6 +11,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from anabranch.hub.web.static_files import StaticFiles
 from anabranch.lab.verdicts import format_number
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -28,6 +29,7 @@ class Renderer:
     """Renders templates of the folder; undefined names are errors."""
 
     def __init__(self) -> None:
+        self.static = StaticFiles()
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
@@ -39,6 +41,7 @@ class Renderer:
             seconds=_seconds,
             chip=_chip,
         )
+        self._environment.globals["static"] = self.static.address
 
     def __call__(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self.text(request, name, status=status, **values), status)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from anabranch.hub.run_index import RunIndex
@@ -18,7 +17,6 @@ from anabranch.hub.web.pages import checked_form, is_count
 from anabranch.lab import LabError, Run, find_run
 from anabranch.lab.compare import compare_runs
 from anabranch.lab.discover import find_paper
-from anabranch.lab.events import to_jsonable
 from anabranch.lab.report import claims_of_run, curve_of, render_report, reproduce_command
 
 _SHOWN = {
@@ -29,12 +27,12 @@ _SHOWN = {
     ".json": "application/json",
 }
 _LOG_TAIL_BYTES = 20_000
-_LISTED = 100
+LISTED = 100
 
 
 def index(request: Request) -> Response:
     index = context_of(request).site.runs
-    runs, active = index.latest(most=_LISTED), len(index.active())
+    runs, active = index.latest(most=LISTED), len(index.active())
     return context_of(request).render(request, "runs.html.j2", runs=runs, active=active, title="Runs")
 
 
@@ -54,20 +52,20 @@ async def start(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     context = context_of(request)
     await checked_form(request)
-    await run_in_threadpool(context.queue.cancel, _run(request).id)
+    await run_in_threadpool(context.queue.cancel, run_of(request).id)
     return RedirectResponse(f"/runs/{request.path_params['run']}", 303)
 
 
 async def again(request: Request) -> Response:
     context = context_of(request)
     await checked_form(request)
-    run_id = await run_in_threadpool(context.queue.again, _run(request).id)
+    run_id = await run_in_threadpool(context.queue.again, run_of(request).id)
     return RedirectResponse(f"/runs/{run_id}", 303)
 
 
 def show(request: Request) -> Response:
     """A run as it stands; the script goes on from its last line."""
-    context, run = context_of(request), _run(request)
+    context, run = context_of(request), run_of(request)
     paper = find_paper(run.slug)
     index = context.site.runs
     expected = index.expected_seconds(run.slug, run.scale)
@@ -85,13 +83,15 @@ def report(request: Request) -> Response:
     """The run's report, which carries its own styles."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return Response(
-        render_report(_run(request)), media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
+        render_report(run_of(request)),
+        media_type="text/html; charset=utf-8",
+        headers={"content-security-policy": policy},
     )
 
 
 def artefact(request: Request) -> Response:
     """A file of the run's ``artefacts`` folder, and of no other."""
-    run = _run(request)
+    run = run_of(request)
     root = (run.folder / "artefacts").resolve()
     try:
         path = (root / request.path_params["name"]).resolve()
@@ -108,7 +108,7 @@ def artefact(request: Request) -> Response:
 
 async def events(request: Request) -> Response:
     """The run's log as server-sent events, from ``Last-Event-ID`` or ``?after=`` on."""
-    run = await run_in_threadpool(_run, request)
+    run = await run_in_threadpool(run_of, request)
     given = request.headers.get("last-event-id") or request.query_params.get("after", "-1")
     try:
         after = int(given)
@@ -125,7 +125,7 @@ async def events(request: Request) -> Response:
 
 def log(request: Request) -> Response:
     """The end of what the run has printed, for a page that watches it."""
-    return Response(_log_tail(_run(request).folder), media_type="text/plain; charset=utf-8")
+    return Response(_log_tail(run_of(request).folder), media_type="text/plain; charset=utf-8")
 
 
 def compare(request: Request) -> Response:
@@ -137,21 +137,7 @@ def compare(request: Request) -> Response:
     return context_of(request).render(request, "compare.html.j2", found=compare_runs(first, second), title="Two runs")
 
 
-def api_runs(request: Request) -> Response:
-    listed = context_of(request).site.runs.latest(request.query_params.get("slug"), most=_LISTED)
-    found = []
-    for summary in listed:
-        with suppress(LabError):  # removed, or damaged, a moment ago
-            found.append({**find_run(summary.id).as_dict(), "folder": summary.id})
-    return JSONResponse(to_jsonable(found))
-
-
-def api_run(request: Request) -> Response:
-    run = _run(request)
-    return JSONResponse(to_jsonable({**run.as_dict(), "folder": run.id, "events": run.events}))
-
-
-def _run(request: Request) -> Run:
+def run_of(request: Request) -> Run:
     return _found(request.path_params["run"])
 
 
@@ -196,7 +182,5 @@ ROUTES = [
     Route("/runs/{run}/log", log),
     Route("/runs/{run}/artefacts/{name:path}", artefact),
     Route("/compare", compare),
-    Route("/api/runs", api_runs),
-    Route("/api/runs/{run}", api_run),
     Route("/api/runs/{run}/events", events),
 ]

@@ -147,6 +147,17 @@ def check_form(scope: Scope, given: str) -> bool:
     return hmac.compare_digest(str(scope["csrf"]).encode(), given.encode("utf-8", "replace"))
 
 
+def check_program(scope: Scope) -> bool:
+    """Whether a request that is no form may change something: it shows the login token as bearer or the token of its
+    browser in ``x-csrf-token``, or comes from a program, which has neither cookies nor an origin to be misused."""
+    headers = Headers(scope=scope)
+    if scope["guard"].is_token(headers.get("authorization", "").removeprefix("Bearer ")):
+        return True
+    if check_form(scope, headers.get("x-csrf-token", "")):
+        return True
+    return not any(name in headers for name in ("cookie", "origin", "sec-fetch-site", "sec-fetch-mode"))
+
+
 def _made(secret: bytes, purpose: str) -> str:
     name = secrets.token_hex(16)
     return f"{name}.{sign(secret, purpose, name)[:32]}"
