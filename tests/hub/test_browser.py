@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from anabranch.hub import Catalogue, Entry
 from anabranch.hub.config import HubConfig
 from anabranch.hub.run_queue import RunQueue
 from anabranch.hub.views import catalogue_path
-from anabranch.lab import papers
+from anabranch.lab import Verdict, papers
+from anabranch.lab.runs import RunFolder
 
-from .page_server import page_server
+from .page_server import HEADER, page_server
 from .test_digest import Inbox, inbox, smtp  # noqa: F401
 from .test_page import XSS
 
@@ -153,6 +155,35 @@ def test_everybody_can_use_it(tab, many: str, width: int, scheme: str) -> None:
         assert found.violations_count == 0, f"{path} at {width}, {scheme}: {found.generate_report()[:3000]}"
         overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert overflow <= 0, f"{path} at {width} is {overflow} pixels too wide"
+
+
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_runs_can_be_read_at_every_width(tab, home: Path, width: int) -> None:
+    """A run, two side by side, the list of runs: axe passes, nothing is cut off, verdicts are in sight."""
+    ids = []
+    for seed in (0, 1):
+        with RunFolder.create({**HEADER, "seed": seed, "slug": "flow-splitting"}) as folder:
+            folder.log.write("start", slug="flow-splitting", scale="smoke", seed=seed, pid=1)
+            folder.log.write(
+                "measure", name="split-congestion-over-optimum", value=1.0 + seed, unit="x", scale="linear"
+            )
+            verdict = Verdict("congestion-equals-spraying", "holds", 1.0, 0.9, 1.1, "x", "", 3)
+            folder.log.write("verdict", claim=verdict.claim, outcome="holds", verdict=asdict(verdict))
+            folder.log.write("end", state="finished", error=None)
+            ids.append(folder.folder.name)
+    tab.set_viewport_size({"width": width, "height": 900})
+    with page_server() as server:
+        root = f"http://127.0.0.1:{server.port}"
+        for path in ("/runs", f"/runs/{ids[0]}", f"/compare?runs={ids[0]},{ids[1]}", "/papers/flow-splitting"):
+            tab.goto(root + path)
+            found = Axe().run(tab, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+            assert found.violations_count == 0, f"{path} at {width}: {found.generate_report()[:3000]}"
+            cut = "e => e.getBoundingClientRect().right > e.closest('.scroll').getBoundingClientRect().right + 1"
+            chips = tab.locator(".scroll .chip")
+            assert chips.count() > 0
+            assert not any(chips.nth(i).evaluate(cut) for i in range(chips.count())), path
+        tab.goto(f"{root}/compare?runs={ids[0]},{ids[1]}")
+        assert tab.locator("tr", has_text="seed").locator("td").all_inner_texts()[:2] == ["0", "1"]
 
 
 def test_hostile_text_runs_nothing(tab, many: str) -> None:

@@ -194,23 +194,17 @@ def test_the_page_says_what_the_last_import_brought(home: Path, daily: Original)
         site.path, site.db, SIX_HOURS, reader=reader(daily), now=clock, poll_s=0.05, jitter=lambda: 1.0
     )
     with page_server(site=site, imports=one) as browser:
-        said = ""
-        for _ in range(200):
-            said = browser.get("/papers/date/2026-11-27").text
-            if "of 4 listed" in said:
-                break
-            time.sleep(0.05)
+        address = f"http://127.0.0.1:{browser.port}/papers"
+        wait_for(partial(_says, address, "of 4 listed"))
+        said = browser.get("/papers/date/2026-11-27").text
         assert "Daily Papers, 27 November, 09:00 UTC: 4 new and 0 filled in, of 4 listed." in said
         assert "Next about 27 November, 15:00 UTC." in said
         assert "Of Rivers, Part 2700" in said
         assert "Daily Papers, " not in browser.get("/").text
         daily.faults = [(503, {})] * 5
         clock.later(SIX_HOURS)
-        for _ in range(200):
-            said = browser.get("/papers").text
-            if "Tried again" in said:
-                break
-            time.sleep(0.05)
+        wait_for(partial(_says, address, "Tried again"))
+        said = browser.get("/papers").text
         assert "(status 503). Tried again about 27 November, 15:05 UTC." in said
 
 

@@ -179,7 +179,7 @@ class Catalogue:
         self._db.execute("PRAGMA synchronous=NORMAL")
         if version < SCHEMA:
             self._write_ahead()
-            with self._writing():
+            with writing(self._db):
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
@@ -195,16 +195,6 @@ class Catalogue:
                 if not _is_locked(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
@@ -255,7 +245,7 @@ class Catalogue:
         changes = [self._plan(entry)[0] for entry in wanted]
         if all(change == "matched" for change in changes):  # nothing to write: do not wait for another writer
             return changes
-        with self._writing():
+        with writing(self._db):
             return [self._put(entry) for entry in wanted]
 
     def _plan(self, entry: Entry) -> tuple[Change, sqlite3.Row | None, dict[str, Any]]:
@@ -307,6 +297,18 @@ class Catalogue:
             paper=self._papers.get(row["slug"]),
             id=row["id"],
         )
+
+
+@contextmanager
+def writing(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction of a connection in autocommit mode: all of the block is written, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def _columns(entry: Entry) -> dict[str, Any]:

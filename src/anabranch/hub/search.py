@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from anabranch.hub.catalogue import Entry
+from anabranch.hub.catalogue import Entry, writing
 from anabranch.lab import Paper
 
 TITLE_WEIGHT, TEXT_WEIGHT = 3.0, 1.0
@@ -137,8 +137,7 @@ class TextIndex:
         self._db.execute("CREATE TABLE IF NOT EXISTS text_index_state (digest TEXT NOT NULL)")
         if self._db.execute(state).fetchone() == (digest,):
             return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with writing(self._db):
             if self._db.execute(state).fetchone() != (digest,):  # another process may have been faster
                 self._db.execute("DROP TABLE IF EXISTS text_index")
                 self._db.execute(
@@ -153,10 +152,6 @@ class TextIndex:
                 )
                 self._db.execute("DELETE FROM text_index_state")
                 self._db.execute("INSERT INTO text_index_state VALUES (?)", (digest,))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()

@@ -40,6 +40,9 @@ class Renderer:
             moment=_moment,
             seconds=_seconds,
             chip=_chip,
+            cut=str.partition,
+            beyond=_beyond,
+            started=_started,
         )
         self._environment.globals["static"] = self.static.address
 
@@ -69,6 +72,17 @@ def _seconds(value: float | None) -> str:
     if value < 90:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _beyond(words: str, outcome: str) -> str:
+    """What the words of a verdict say beyond its outcome, which stands above them."""
+    rest = words.removeprefix(outcome).strip(" :")
+    return rest[1:-1] if rest.startswith("(") and rest.endswith(")") and rest.count("(") == 1 else rest
+
+
+def _started(run_id: str) -> str:
+    """When a run was made, by its id."""
+    return f"{datetime.strptime(run_id[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M:%S}"
 
 
 def _chip(outcome: str) -> str:
