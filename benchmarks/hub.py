@@ -4,7 +4,8 @@
    scikit-learn's exact nearest neighbours; what building the index takes.
 2. The feed over a real socket: requests a second, with ``wrk`` where it is installed, else with threads of http.client; against
    Python's own http.server giving out the same bytes.
-3. Seconds from the command to the first answer, first paint's page, resident memory with the encoder loaded.
+3. Seconds from the command to the first answer, first contentful paint in Chromium where it is installed, resident memory with
+   the encoder loaded.
 
 Run: ``python benchmarks/hub.py [--papers N] [--seconds S]``. Needs the encoder for 1: ``anabranch data all-minilm-l6-v2``.
 """
@@ -128,6 +129,43 @@ def rate(address: str, seconds: float) -> float:
     return sum(count) / seconds
 
 
+def painting(root: str, home: Path, tries: int = 5) -> None:
+    """First contentful paint, each time in a browser without a cache; beside it that of a page of one word from http.server:
+    what the browser itself takes on this machine at this moment."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        chromium = None
+    if chromium is None:
+        print("first paint: Chromium or playwright is not installed")
+        return
+    (home / "word").mkdir()
+    (home / "word" / "index.html").write_text("<!doctype html><title>word</title>word")
+    word = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=home / "word"))
+    threading.Thread(target=word.serve_forever, daemon=True).start()
+    pages = [f"http://127.0.0.1:{word.server_port}/"]
+    pages += [root + path for path in ("/", "/papers", "/papers/flow-splitting", "/claims", "/papers?q=flow+splitting")]
+    ask = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for address in pages:
+            took: list[float] = []
+            while len(took) < tries:
+                context = browser.new_context(viewport={"width": 1200, "height": 900})
+                page = context.new_page()
+                page.goto(address)
+                while (painted := page.evaluate(ask)) is None:
+                    time.sleep(0.01)
+                took.append(painted)
+                context.close()
+            print(
+                f"first paint of {address.removeprefix(root)}: median {statistics.median(took):.0f} ms, "
+                f"worst {max(took):.0f} ms (goal 500 ms)"
+            )
+        browser.close()
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -160,6 +198,7 @@ def serving(n: int, seconds: float) -> None:
                 print(
                     f"{path}: {len(body):,} bytes, first {1e3 * first:.0f} ms, then {1e3 * (time.perf_counter() - begin):.1f} ms"
                 )
+            painting(root, home)
             deadline = time.monotonic() + 120
             while (
                 b"by meaning and by words" not in urllib.request.urlopen(f"{root}/papers?q=rivers").read()
