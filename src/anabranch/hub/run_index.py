@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from anabranch.lab import Run, find_paper, read_run
+from anabranch.lab.locks import is_locked
 from anabranch.lab.places import cache_folder, runs_folder
-from anabranch.lab.runs import DamagedRun, is_locked
+from anabranch.lab.runs import DamagedRun
 
 _FORMAT = 1  # of what is kept; another is not read
 Stamp = tuple[int, int]  # size and time of change of a log

@@ -9,7 +9,6 @@ readable.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any, Literal
 
 from anabranch.lab.errors import LabError, UnknownName
 from anabranch.lab.events import Event, EventLog, read_events, to_jsonable
+from anabranch.lab.locks import is_locked, release_lock, take_lock
 from anabranch.lab.places import ensure, runs_folder
 
 State = Literal["queued", "running", "finished", "failed", "cancelled", "interrupted"]
@@ -199,7 +199,7 @@ class RunFolder:
         )
         making = root / f"{_NEW}{run_id}"
         making.mkdir()
-        lock = _take_lock(making / "lock")
+        lock = take_lock(making / "lock")
         (making / "artefacts").mkdir()
         write_atomically(making / "run.json", json.dumps(header, indent=1, ensure_ascii=False).encode())
         folder = root / run_id
@@ -214,12 +214,12 @@ class RunFolder:
             LabError: another process has it, or it has been started before.
         """
         try:
-            lock = _take_lock(folder / "lock", wait_s=1.0)
+            lock = take_lock(folder / "lock", wait_s=1.0)
         except BlockingIOError as error:
             raise LabError(f"run {folder.name} is being run by another process") from error
         run = read_run(folder)
         if any(e["type"] == "start" for e in run.events):
-            os.close(lock)
+            release_lock(lock)
             raise LabError(f"run {folder.name} was started before; start a new one with --resume {folder.name}")
         return cls(folder, run.header, lock)
 
@@ -238,8 +238,7 @@ class RunFolder:
     def close(self) -> None:
         self.log.close()
         if self._lock >= 0:
-            _held.discard(self._lock)
-            os.close(self._lock)
+            release_lock(self._lock)
             self._lock = -1
 
     def __enter__(self) -> RunFolder:
@@ -269,7 +268,7 @@ def read_run(folder: Path) -> Run:
         DamagedRun: its header or its log cannot be read; the message names the file.
     """
     # The lock first: a run that ends between the two reads then shows its end line.
-    locked = _is_locked(folder / "lock")
+    locked = is_locked(folder)
     try:
         header = json.loads((folder / "run.json").read_bytes())
         if not isinstance(header, dict) or not {"id", "slug", "scale", "seed"} <= header.keys():
@@ -331,12 +330,7 @@ def active_runs(*, root: Path | None = None) -> list[str]:
     root = root or runs_folder()
     if not root.is_dir():
         return []
-    return [f.name for f in sorted(root.iterdir()) if not f.name.startswith(".") and _is_locked(f / "lock")]
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether some process is running the run in ``folder`` now."""
-    return _is_locked(folder / "lock")
+    return [f.name for f in sorted(root.iterdir()) if not f.name.startswith(".") and is_locked(f)]
 
 
 def has_ended(folder: Path) -> bool:
@@ -357,50 +351,5 @@ def remove_leftovers(*, root: Path | None = None, older_than_s: float = 3600.0) 
         return
     for folder in root.glob(f"{_NEW}*"):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > older_than_s and not _is_locked(folder / "lock"):
+            if time.time() - folder.stat().st_mtime > older_than_s and not is_locked(folder):
                 shutil.rmtree(folder)
-
-
-_held: set[int] = set()
-
-
-def _forget_locks_in_child() -> None:
-    # A forked child shares the lock's open file: without this it would hold the lock after its parent has died.
-    for fd in _held:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks_in_child)
-
-
-def _take_lock(path: Path, wait_s: float = 0.0) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            # A reader that looks whether the lock is held holds it itself for a moment.
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise
-            time.sleep(0.01)
-    _held.add(fd)
-    return fd
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
