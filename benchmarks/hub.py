@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def rate(address: str, seconds: float) -> float:
     return sum(count) / seconds
 
 
-def painting(root: str, home: Path, tries: int = 5) -> None:
+def painting(root: str, paths: Sequence[str], tries: int = 5) -> None:
     """First contentful paint, each time in a browser without a cache; beside it that of a page of one word from http.server:
     what the browser itself takes on this machine at this moment."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -140,16 +141,13 @@ def painting(root: str, home: Path, tries: int = 5) -> None:
     if chromium is None:
         print("first paint: Chromium or playwright is not installed")
         return
-    (home / "word").mkdir()
-    (home / "word" / "index.html").write_text("<!doctype html><title>word</title>word")
-    word = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=home / "word"))
-    threading.Thread(target=word.serve_forever, daemon=True).start()
-    pages = [f"http://127.0.0.1:{word.server_port}/"]
-    pages += [root + path for path in ("/", "/papers", "/papers/flow-splitting", "/claims", "/papers?q=flow+splitting")]
     ask = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-    with sync_playwright() as driver:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        (Path(folder) / "index.html").write_text("<!doctype html><title>word</title>word")
+        word = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+        threading.Thread(target=word.serve_forever, daemon=True).start()
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        for address in pages:
+        for address in (f"http://127.0.0.1:{word.server_port}/", *(root + path for path in paths)):
             took: list[float] = []
             while len(took) < tries:
                 context = browser.new_context(viewport={"width": 1200, "height": 900})
@@ -189,6 +187,7 @@ def serving(n: int, seconds: float) -> None:
         try:
             urllib.request.urlopen(f"{root}/health").read()
             print(f"from the command to the first answer: {time.perf_counter() - begin:.2f} s (goal 3 s)")
+            painting(root, ("/", "/papers", "/claims"))  # before what has the texts embedded beside it
             for path in ("/", "/papers", "/papers/flow-splitting", "/claims", "/papers?q=flow+splitting"):
                 begin = time.perf_counter()
                 body = urllib.request.urlopen(root + path).read()
@@ -198,13 +197,13 @@ def serving(n: int, seconds: float) -> None:
                 print(
                     f"{path}: {len(body):,} bytes, first {1e3 * first:.0f} ms, then {1e3 * (time.perf_counter() - begin):.1f} ms"
                 )
-            painting(root, home)
             deadline = time.monotonic() + 120
             while (
                 b"by meaning and by words" not in urllib.request.urlopen(f"{root}/papers?q=rivers").read()
                 and time.monotonic() < deadline
             ):
                 time.sleep(1)
+            painting(root, ("/papers/flow-splitting", "/papers?q=flow+splitting"))
             status = Path(f"/proc/{server.pid}/status").read_text()
             resident = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
             print(f"resident with the encoder: {resident:.0f} MB (goal 600)")
