@@ -186,6 +186,12 @@ def test_a_shorter_interval_and_a_clock_put_back_are_not_waited_out(site: Site, 
     assert schedule(site, daily, clock, every_s=3600).run_due()
     assert days(daily) == ["28"]  # of October: today, as this clock has it
     assert not schedule(site, daily, clock, every_s=3600).run_due()
+    clock.later(3600)
+    daily.faults = [(503, {})] * 5
+    assert schedule(site, daily, clock, every_s=3600).run_due()
+    clock.later(-86_400)
+    assert schedule(site, daily, clock, every_s=3600).run_due()  # nor is the wait after a failure
+    assert schedule(site, daily, clock, every_s=3600).state().failures == 0
 
 
 def test_the_page_says_what_the_last_import_brought(home: Path, daily: Original) -> None:

@@ -133,9 +133,11 @@ class ImportSchedule:
         now = self._now()
         if state is None or state.due <= now:
             return True
+        # Written under a longer interval, or before the clock was put back: it would rest for long.
+        if state.due > now + timedelta(seconds=1.5 * self.every_s):
+            return True
         if state.ended is None or state.failures:
             return False
-        # Sooner under a shorter interval than it was written for; and where the clock was put back, or it would rest for long.
         return state.ended + timedelta(seconds=self.every_s) <= now or state.ended > now + timedelta(seconds=LEAST_S)
 
     def _import(self, before: ImportState) -> None:
