@@ -135,7 +135,7 @@ assert simulate_pipeline(fill_drain(2, 4, checkpoint="never"), 1.0, 2.0).bubble_
             fine_tune_steps=100,
         ),
     },
-    seconds={"smoke": 10, "laptop": 340, "paper": 7200},
+    seconds={"smoke": 18, "laptop": 340, "paper": 7200},
     claims=(
         Claim(
             name="same-gradient",
