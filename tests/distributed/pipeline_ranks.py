@@ -26,6 +26,18 @@ def mlp(dropout: float = 0.0, norm: bool = False, seed: int = 0) -> list[nn.Modu
     return [layer.double() for layer in [*layers, nn.Linear(12, 3)]]
 
 
+class Faulting(nn.Module):
+    """As a library that uses memory it was refused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return x
+
+
+def faulting_layers() -> list[nn.Module]:
+    return [nn.Sequential(nn.Flatten(), nn.Linear(784, 8)), Faulting(), nn.Linear(8, 10)]
+
+
 def with_skips() -> list[nn.Module]:
     torch.manual_seed(1)
     shared = nn.Linear(6, 6).double()

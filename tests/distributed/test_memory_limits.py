@@ -48,7 +48,7 @@ def test_a_stage_without_memory_is_named_and_nobody_waits() -> None:
     options = {"balance": [2, 4], "loss_fn": cross_entropy, "micro_batches": 4, "checkpoint": "never"}
     begin = time.monotonic()
     with pytest.raises(
-        StageOutOfMemory, match=r"^stage 1 \(rank 1\) failed in its forward of micro-batch \d"
+        StageOutOfMemory, match=r"^stage 1 (\(rank 1\) failed in its forward of micro-batch \d|died: native code)"
     ) as caught:
         train_within(deep(4), x, y, limit_bytes=7 * MIB, **options)  # type: ignore[arg-type]
     assert time.monotonic() - begin < 30
@@ -65,6 +65,18 @@ def fails() -> list[nn.Module]:
 def shares() -> list[nn.Module]:
     one = nn.Linear(784, 784)
     return [nn.Flatten(), one, nn.Linear(784, 10), one]
+
+
+def test_a_library_that_faults_counts_as_refused() -> None:
+    x, y = images(16)
+    with pytest.raises(
+        StageOutOfMemory, match=r"^stage 1 died: native code did not survive .* 209715200 bytes$"
+    ) as caught:
+        train_within(
+            pipeline_ranks.faulting_layers, x, y, limit_bytes=200 * MIB, balance=[1, 2], loss_fn=cross_entropy,
+            micro_batches=4, checkpoint="never",
+        )  # fmt: skip
+    assert caught.value.stage == 1
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:

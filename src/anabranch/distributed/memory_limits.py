@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _STATUS = Path("/proc/self/status")
 # Of torch's allocator, and of C++ where it reaches Python as another error.
 _TOLD = ("can't allocate memory", "bad_alloc", "could not create a", "Cannot allocate memory")
+_DEATHS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)  # of a library that does not look at what malloc gave it
 _ADAM: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -97,7 +99,8 @@ def train_within(
         compact: :func:`map_large_blocks` first, so that holes of the heap do not count.
 
     Raises:
-        StageOutOfMemory: a stage was refused memory; it says which, and in what it was.
+        StageOutOfMemory: a stage was refused memory; it says which, and in what it was. A process that a fault ended counts
+            too: some native libraries use what they were refused.
         RankFailed: anything else went wrong.
         ValueError: a limit that is not positive, or layers of several stages that share parameters.
         OSError: not on Linux.
@@ -112,10 +115,13 @@ def train_within(
             told = ranks.call(_train_stage, *arguments)
     except RankFailed as error:
         refused = {r: text for r, text in error.reports.items() if text.rstrip().rpartition("\n")[2].startswith(_NAME)}
-        if not refused:
+        died = [r for r, text in error.reports.items() if any(f"ended by signal {s:d} " in text for s in _DEATHS)]
+        if not refused and not died:
             raise
-        stage = min(refused)
-        message = refused[stage].rstrip().rpartition(f"{_NAME}: ")[2]
+        stage = min(refused or died)
+        message = f"stage {stage} died: native code did not survive what it was refused within {int(limit_bytes)} bytes"
+        if refused:
+            message = refused[stage].rstrip().rpartition(f"{_NAME}: ")[2]
         raise StageOutOfMemory(message, stage=stage, limit_bytes=int(limit_bytes)) from error
     return next(loss for loss in told if loss is not None)
 
