@@ -80,8 +80,9 @@ def flattened(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().flatten(0, 1).to(dtype).contiguous()
 
 
-# A buffer for each dtype that calls without gradients use again: fresh pages cost as much as the sums.
-_workspace = threading.local()
+_workspace = (
+    threading.local()
+)  # a buffer for each dtype that calls without gradients use again: fresh pages cost as much as the sums
 
 
 def _room(entries: int, dtype: torch.dtype) -> Tensor:
