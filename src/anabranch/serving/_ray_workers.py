@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import threading
@@ -67,17 +68,35 @@ class _Channel:
         self.events.put(event)
 
 
+class InOrder:
+    """Gives numbered messages on by their numbers, from 0, in whatever order they come."""
+
+    def __init__(self, give: Callable[[Message], None]) -> None:
+        self._give, self._next = give, 0
+        self._early: dict[int, Message] = {}
+        self._lock = threading.Lock()
+
+    def put(self, number: int, message: Message) -> None:
+        with self._lock:
+            self._early[number] = message
+            while self._next in self._early:
+                self._give(self._early.pop(self._next))
+                self._next += 1
+
+
 class Worker:
     """The actor: its loop runs in a thread beside the remote calls."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._channel, self._receiver = _Channel(), _Receiver()
+        self._messages = InOrder(self._channel.messages.put)
         arguments: Any = (spec, self._channel, queue.Queue(), self._receiver)
         self._thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._thread.start()
 
-    def post(self, message: Message) -> None:
-        self._channel.messages.put(message)
+    def post(self, number: int, message: Message) -> None:
+        """Calls of one caller run side by side, so a later one may come first: hence the number."""
+        self._messages.put(number, message)
 
     def receive(self, header: bytes, keys: Any, values: Any) -> None:
         self._receiver.receive(header, keys, values)
@@ -111,7 +130,7 @@ class ActorHandle:
         connect_ray()
         import ray
 
-        self._name, self._stopped = name, threading.Event()
+        self._name, self._stopped, self._numbers = name, threading.Event(), itertools.count()
         options = {"max_concurrency": 8, "num_cpus": 0, "max_restarts": 0}
         self.actor: Any = ray.remote(Worker).options(**options).remote(spec)
         threading.Thread(target=self._listen, args=(on_event,), daemon=True).start()
@@ -130,7 +149,7 @@ class ActorHandle:
                 return
 
     def send(self, message: Message) -> None:
-        self.actor.post.remote(message)
+        self.actor.post.remote(next(self._numbers), message)
 
     def stop(self) -> None:
         import ray
