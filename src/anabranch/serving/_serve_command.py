@@ -8,21 +8,25 @@ from typing import Any
 
 
 def serve(
-    model: str, *, colocated: bool, transport: str, counts: tuple[int, int], threads: int, max_new_tokens: int,
-    say: Callable[[str, bool], None],
+    model: str, *, colocated: bool, transport: str, counts: tuple[int, int], threads: int, device: str,
+    max_new_tokens: int, say: Callable[[str, bool], None],
 ) -> None:  # fmt: skip
     """Answers the lines of the standard input, the next while the one before is still written; prints them in order."""
     from anabranch.language import load_causal
     from anabranch.serving.phase_split import ColocatedServer, PhaseSplitServer
 
+    devices = device.split(",")
+    if len(devices) > 2 - colocated:
+        raise ValueError(f"--device {device}: expected one, or with workers apart two, for prefill and decode")
     tokenizer = load_causal(model).tokenizer
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer: expected one beside the weights")
     server: Any
     if colocated:
-        server = ColocatedServer(model, threads=threads)
+        server = ColocatedServer(model, threads=threads, device=device)
     else:
-        server = PhaseSplitServer(model, *counts, threads=threads, transport=transport)
+        apart = {"prefill": devices[0], "decode": devices[-1]}
+        server = PhaseSplitServer(model, *counts, threads=threads, transport=transport, device=apart)
     with server:
         lines = [line.rstrip("\n") for line in sys.stdin if line.strip()] if not sys.stdin.isatty() else None
         if lines is None:  # a person types: answer before the next line

@@ -256,6 +256,9 @@ def serve(
     prefill: Annotated[int, typer.Option(help="Prefill workers.", min=1)] = 1,
     decode: Annotated[int, typer.Option(help="Decode workers.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Of each worker.", min=1)] = 1,
+    device: Annotated[
+        str, typer.Option(help="For the models: cpu, cuda or cuda:1; two for prefill and decode, as cuda:0,cuda:1.")
+    ] = "cpu",
     max_new_tokens: Annotated[int, typer.Option("--tokens", help="Most tokens of an answer.", min=1)] = 64,
 ) -> None:
     """Answer prompts, one a line from the standard input; shows the times of each.
@@ -265,7 +268,7 @@ def serve(
     from anabranch.serving import _serve_command as command
 
     command.serve(
-        model, colocated=colocated, transport=transport, counts=(prefill, decode), threads=threads,
+        model, colocated=colocated, transport=transport, counts=(prefill, decode), threads=threads, device=device,
         max_new_tokens=max_new_tokens, say=lambda text, end: typer.echo(text, nl=end),
     )  # fmt: skip
 
