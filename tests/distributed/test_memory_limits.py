@@ -16,11 +16,12 @@ from anabranch.distributed import (
     StageOutOfMemory,
     deepest,
     depth_within,
+    launch,
     memory_limit,
     train_within,
     vision_transformer_layers,
 )
-from anabranch.distributed.memory_limits import data_bytes
+from anabranch.distributed.memory_limits import data_bytes, fill_holes
 
 pytestmark = pytest.mark.xdist_group("distributed")
 MIB = 2**20
@@ -44,18 +45,33 @@ def test_the_limit_is_real() -> None:
 
 
 def test_a_stage_without_memory_is_named_and_nobody_waits() -> None:
-    x, y = images(16)
+    x, y = images(64)
     options = {"balance": [2, 4], "loss_fn": cross_entropy, "micro_batches": 4, "checkpoint": "never"}
     begin = time.monotonic()
     with pytest.raises(
         StageOutOfMemory, match=r"^stage 1 (\(rank 1\) failed in its forward of micro-batch \d|died: native code)"
     ) as caught:
-        train_within(deep(4), x, y, limit_bytes=7 * MIB, **options)  # type: ignore[arg-type]
+        train_within(deep(4), x, y, limit_bytes=15 * MIB, **options)  # type: ignore[arg-type]
     assert time.monotonic() - begin < 30
-    assert (caught.value.stage, caught.value.limit_bytes) == (1, 7 * MIB)
+    assert (caught.value.stage, caught.value.limit_bytes) == (1, 15 * MIB)
     loss = train_within(deep(4), x, y, limit_bytes=200 * MIB, **options)  # type: ignore[arg-type]
     assert 0 < loss < 10
-    assert train_within(deep(4), x, y, limit_bytes=7 * MIB, **{**options, "checkpoint": "always"}) > 0  # type: ignore[arg-type]
+    assert train_within(deep(4), x, y, limit_bytes=15 * MIB, **{**options, "checkpoint": "always"}) > 0  # type: ignore[arg-type]
+
+
+def left_after(before_bytes: int) -> tuple[int, int]:
+    """In a process whose heap has holes of so many bytes: those taken, and by how much it grows for as many in small blocks."""
+    kept = [bytearray(4000) for _ in range(2 * before_bytes // 4096)][::2]
+    taken = fill_holes()
+    begin = data_bytes()
+    kept += [bytearray(4000) for _ in range(before_bytes // 4096)]
+    return taken, data_bytes() - begin
+
+
+def test_holes_of_the_heap_are_no_memory_to_train_in() -> None:
+    ((taken, grown),) = launch(left_after, 1, 6 * MIB)
+    assert taken >= 5.5 * MIB
+    assert grown >= 5.5 * MIB
 
 
 def fails() -> list[nn.Module]:
@@ -90,10 +106,10 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 def test_recomputation_makes_deeper_models_fit() -> None:
-    x, y = images(16)
+    x, y = images(64)
     found = {
         way: depth_within(
-            deep, x, y, stages=1, micro_batches=m, checkpoint=way, limit_bytes=12 * MIB, loss_fn=cross_entropy,
+            deep, x, y, stages=1, micro_batches=m, checkpoint=way, limit_bytes=44 * MIB, loss_fn=cross_entropy,
             tolerance=0.3,
         )
         for m, way in ((1, "never"), (4, "always"))
@@ -102,7 +118,7 @@ def test_recomputation_makes_deeper_models_fit() -> None:
         assert one.measured < one.failed
         assert one.reason.startswith("stage 0")
         # nothing is trained in less than the model of memory counts; what it leaves out is not most of it
-        assert 0.4 * one.predicted <= one.measured <= one.predicted
+        assert 0.6 * one.predicted <= one.measured <= 1.05 * one.predicted
     assert found["always"].measured >= 2 * found["never"].measured
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from anabranch.distributed import (
     LayerProfile,
+    LinkSpeed,
     LocalPipeline,
     activation_memory,
     compare_cuts,
@@ -197,10 +198,13 @@ def test_a_plan_knows_what_it_is_for() -> None:
     given = {"batch": 8, "bandwidth_bytes_per_s": 50.0, "latency_s": 0.25, "overhead_s": 0.125}
     plans = plan_pipeline(example(), devices=4, memory_bytes=1e9, **given)  # type: ignore[arg-type]
     assert {(p.stages > 1, p.replicas > 1) for p in plans} >= {(True, False), (False, True), (True, True)}
-    for made in plans:
+    measured = LinkSpeed(latency_s=0.75, bandwidth_bytes_per_s=20.0)
+    ringed = plan_pipeline(example(), devices=4, memory_bytes=1e9, averaging=measured, **given)  # type: ignore[arg-type]
+    assert len(ringed) == len(plans)
+    for made, link in [*((p, LinkSpeed(0.25, 50.0)) for p in plans), *((p, measured) for p in ringed)]:
         assert {name: getattr(made, name) for name in given} == given
         most = max(stage_costs(example(), made.balance).params)
-        ring = 2 * (made.replicas - 1) * (most * 4 / made.replicas / 50.0 + 0.25)
+        ring = 2 * (made.replicas - 1) * (most * 4 / made.replicas / link.bandwidth_bytes_per_s + link.latency_s)
         assert made.timeline(example()).step_s + ring == pytest.approx(made.step_s, rel=1e-12)
 
 
@@ -289,3 +293,12 @@ def test_bytes_of_training_are_counted() -> None:
         kept = pipeline.kept_bytes(x, y, cross_entropy)
         found = training_bytes(pipeline, x, y, cross_entropy, optimizer)  # type: ignore[arg-type]
         assert found == [kept[0] + (6 * 8 + 8) * 4 * (2 + states), kept[1] + (8 * 4 + 4 + 4 * 3 + 3) * 4 * (2 + states)]
+
+
+def test_without_costs_the_cut_is_as_even_as_can_be() -> None:
+    for n, stages in itertools.product(range(1, 14), range(1, 6)):
+        if stages <= n:
+            cut = LocalPipeline([nn.Identity() for _ in range(n)], stages=stages).balance
+            assert (sum(cut), len(cut)) == (n, stages)
+            assert max(cut) - min(cut) <= 1
+            assert max(cut) == max(balance([1.0] * n, stages))  # the least bottleneck of all cuts

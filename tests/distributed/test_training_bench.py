@@ -23,11 +23,13 @@ from anabranch.distributed import (
     TrainingBench,
     gradient_error,
     launching,
+    measure_averaging,
     measure_link,
     plan_pipeline,
     prediction_error,
     profile_at,
     relative_gradient_error,
+    torch_threads,
     vision_transformer_layers,
 )
 
@@ -241,12 +243,53 @@ def test_processes_do_not_take_what_others_keep_nor_late_answers(ranks: Ranks, m
             stopped.call(pipeline_ranks.add, 3, 4)
 
 
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+
+    @torch_threads(3)
+    def threads(fails: bool) -> int:
+        if fails:
+            raise KeyError
+        return torch.get_num_threads()
+
+    assert (threads(False), torch.get_num_threads()) == (3, before)
+    with pytest.raises(KeyError):
+        threads(True)
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="count must be >= 1, got 0"), torch_threads(0):
+        pass
+
+
 def test_links_are_measured(ranks: Ranks) -> None:
     found = measure_link(ranks, repeats=3)
     assert 0 < found.latency_s < 1
     assert 1e6 < found.bandwidth_bytes_per_s < 1e13
     with pytest.raises(ValueError, match="expected at least 1024 bytes"):
         measure_link(ranks, large_bytes=4)
+    ring = measure_averaging(ranks, large_bytes=1 << 20, repeats=3)
+    assert 0 < ring.latency_s < 1
+    assert 1e6 < ring.bandwidth_bytes_per_s < 1e13
+    with pytest.raises(ValueError, match="expected at least 1024 bytes"):
+        measure_averaging(ranks, large_bytes=4)
+    with Ranks(1) as alone:
+        for measure in (measure_link, measure_averaging):
+            with pytest.raises(ValueError, match="ranks has one process"):
+                measure(alone)
+
+
+def test_a_ring_takes_what_averaging_took() -> None:
+    class Told(Ranks):
+        def __init__(self, nproc: int) -> None:
+            self.nproc = nproc
+
+        def call(self, fn: Any, *arguments: Any) -> list[Any]:
+            return [[0.004 + 1e-9 * size for size in arguments[0]]] * self.nproc
+
+    for w in (2, 3, 8):
+        ring = measure_averaging(Told(w), large_bytes=1 << 20)
+        for size in (1 << 14, 1 << 20):
+            took = 2 * (w - 1) * (size / w / ring.bandwidth_bytes_per_s + ring.latency_s)
+            assert took == pytest.approx(0.004 + 1e-9 * size, rel=1e-5)
 
 
 def test_the_gradient_error_is_rounding_unless_samples_are_coupled() -> None:

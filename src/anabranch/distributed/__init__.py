@@ -19,8 +19,8 @@ from anabranch.distributed.causal import CausalLayers, causal_layers, next_token
 from anabranch.distributed.cuts import compare_cuts, variance_balance
 from anabranch.distributed.errors import PipelineError, RankFailed, StageOutOfMemory
 from anabranch.distributed.gradient_error import gradient_error, relative_gradient_error
-from anabranch.distributed.launching import Kept, Ranks, launch
-from anabranch.distributed.link_speed import LinkSpeed, measure_link
+from anabranch.distributed.launching import Kept, Ranks, launch, prepare_ranks, torch_threads
+from anabranch.distributed.link_speed import LinkSpeed, measure_averaging, measure_link
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.memory_limits import Depth, deepest, depth_within, memory_limit, train_within
 from anabranch.distributed.micro_batches import split_batch, split_sizes
@@ -98,6 +98,7 @@ __all__ = [
     "gradient_error",
     "interleaved",
     "launch",
+    "measure_averaging",
     "measure_link",
     "measured_timeline",
     "memory_limit",
@@ -109,6 +110,7 @@ __all__ = [
     "plan_pipeline",
     "predict_step",
     "prediction_error",
+    "prepare_ranks",
     "profile_at",
     "profile_layers",
     "profile_transformer",
@@ -120,6 +122,7 @@ __all__ = [
     "split_sizes",
     "stage_costs",
     "stage_memory",
+    "torch_threads",
     "train_within",
     "training_arm",
     "training_bytes",

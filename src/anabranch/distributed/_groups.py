@@ -36,8 +36,8 @@ class NoticeBoard:
         return None
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Mean of every gradient over the group, in one message a data type."""
+def average_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
+    """Mean of every gradient over the group, or over all ranks, in one message a data type."""
     for parameter in parameters:
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

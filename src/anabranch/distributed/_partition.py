@@ -11,7 +11,6 @@ from anabranch.distributed._stage import Stage
 from anabranch.distributed.batch_norm import convert_batchnorm
 from anabranch.distributed.schedules import Checkpoint, PipelineSchedule, fill_drain, one_forward_one_backward
 from anabranch.distributed.skips import find_channels
-from anabranch.simulation import balance as balanced
 
 Prefixes = Sequence[Mapping[str, str]]  # of every layer: beginnings of its own names -> beginnings of the full names
 
@@ -29,6 +28,11 @@ def named_schedule(name: str, stages: int, micro_batches: int, checkpoint: Check
     if name == "naive":
         return fill_drain(stages, 1, checkpoint=checkpoint)
     raise ValueError(f"schedule must be 'gpipe', '1f1b' or 'naive', got {name!r}")
+
+
+def even_cut(layers: int, stages: int) -> list[int]:
+    """Layers of every stage, as even as can be: numbers that differ by at most one, the larger ones first."""
+    return [layers // stages + (k < layers % stages) for k in range(stages)]
 
 
 class Partition:
@@ -53,7 +57,7 @@ class Partition:
             raise ValueError(f"{stages} stages need at least as many layers, got {len(self.layers)}")
         if batchnorm == "deferred":
             self.layers = [convert_batchnorm(layer) for layer in self.layers]
-        self.balance = balanced([1.0] * len(self.layers), stages) if balance is None else [int(b) for b in balance]
+        self.balance = even_cut(len(self.layers), stages) if balance is None else [int(b) for b in balance]
         if len(self.balance) != stages or sum(self.balance) != len(self.layers) or min(self.balance) < 1:
             raise ValueError(
                 f"balance={self.balance}: expected {stages} numbers >= 1 that sum to {len(self.layers)}, the layers"

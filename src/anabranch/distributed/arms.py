@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from anabranch.distributed._partition import even_cut
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.schedules import Checkpoint
-from anabranch.simulation import balance as balanced
 
 ARMS = (
     "one process",
@@ -104,7 +104,7 @@ def training_arm(
         return TrainingArm(whole, list(model.parameters()), tensors=tensors)
     from torch.distributed import pipelining
 
-    cut = balanced([1.0] * len(layers), world) if balance is None else balance
+    cut = even_cut(len(layers), world) if balance is None else balance
     first = sum(cut[:rank])
     own = nn.Sequential(*layers[first : first + cut[rank]])
     stage = pipelining.PipelineStage(own, rank, world, torch.device("cpu"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
 from typing import Any
@@ -22,7 +22,7 @@ from anabranch.distributed.launching import Kept, Ranks
 from anabranch.distributed.local import LocalPipeline
 from anabranch.distributed.pipeline_times import PipelineTimeline, measured_timeline
 from anabranch.distributed.planning import PipelinePlan
-from anabranch.distributed.profile import COLUMNS, LayerProfile, profile_layers
+from anabranch.distributed.profile import LayerProfile, layer_seconds, profile_layers
 from anabranch.distributed.schedules import PipelineSchedule
 from anabranch.distributed.training_memory import training_bytes
 
@@ -31,6 +31,9 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Balance = tuple[int, ...] | None
 Recompute = str | tuple[str, ...] | None
 _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
+_WARM_UPS = (
+    3  # steps of a new process that take up to half as long again: malloc learns what to keep of the memory it got
+)
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,33 @@ class TrainingBench:
         return _loss(self.ranks.call(_Held.run, self._held, arm, micro_batches))
 
     def carry_out(self, plan: PipelinePlan, *, repeats: int = 5) -> PlanOutcome:
-        """Steps of a plan, with its own balance, and the bytes that they hold: to be compared with what the plan predicts.
+        """Steps of a plan: the one of :meth:`outcomes`."""
+        return self.outcomes([plan], repeats=repeats)[0]
+
+    def outcomes(self, plans: Sequence[PipelinePlan], *, repeats: int = 5) -> list[PlanOutcome]:
+        """Steps of plans, with their own balances, and the bytes that they hold: to be compared with what the plans predict.
+
+        Plans take turns, so that a slow while of the machine hits all of them and none alone.
 
         Raises:
             ValueError: a plan for another mini-batch or number of processes, or one of stages with replicas, or with replicas
                 or one stage that cuts the mini-batch further or recomputes.
         """
+        for plan in plans:
+            self._check(plan)
+        seconds: list[list[float]] = [[] for _ in plans]
+        for _ in range(_WARM_UPS + repeats):
+            for row, plan in zip(seconds, plans, strict=True):
+                options = (plan.balance, plan.checkpoint) if plan.stages > 1 else (None, None)
+                begin = time.perf_counter()
+                self.ranks.call(_Held.run, self._held, plan.arm, plan.micro_batches, *options)
+                row.append(time.perf_counter() - begin)
+        return [
+            PlanOutcome(row[_WARM_UPS:], self.ranks.call(_Held.memory, self._held, plan)[0])
+            for row, plan in zip(seconds, plans, strict=True)
+        ]
+
+    def _check(self, plan: PipelinePlan) -> None:
         if plan.batch != self.batch:
             raise ValueError(f"plan is for batch={plan.batch}, expected {self.batch}, the samples of a mini-batch here")
         devices = plan.stages * plan.replicas
@@ -129,13 +153,6 @@ class TrainingBench:
                 f"checkpoint={plan.checkpoint!r}: expected one stage and the whole mini-batch without recomputation, or "
                 f"{self.ranks.nproc} stages"
             )
-        options = (plan.balance, plan.checkpoint) if plan.stages > 1 else (None, None)
-        seconds = []
-        for _ in range(repeats + 1):  # the first is for warming up
-            begin = time.perf_counter()
-            self.ranks.call(_Held.run, self._held, plan.arm, plan.micro_batches, *options)
-            seconds.append(time.perf_counter() - begin)
-        return PlanOutcome(seconds[1:], self.ranks.call(_Held.memory, self._held, plan)[0])
 
     def release(self) -> None:
         """Free what the processes hold of it, arms and their weights included; calls raise ``ValueError`` after it."""
@@ -189,11 +206,18 @@ class TrainingBench:
                 raise ValueError(f"samples must be between 1 and {self._samples}, got {samples}")
         if repeats < 1:
             raise ValueError(f"repeats must be >= 1, got {repeats}")
-        found: list[list[LayerProfile]] = [[] for _ in sizes]
+        found: list[list[np.ndarray]] = [[] for _ in sizes]
+        for _ in range(_WARM_UPS):
+            self.ranks.call(_Held.seconds, self._held, max(sizes))
         for _ in range(repeats):
             for row, samples in zip(found, sizes, strict=True):
-                row.extend(self.ranks.call(_Held.profile, self._held, samples))
-        return [_median_profile(row) for row in found]
+                row.extend(self.ranks.call(_Held.seconds, self._held, samples))
+        # Counting bytes comes last: it leaves holes in the heap, after which a forward takes up to twice as long.
+        profiles = [self.ranks.call(_Held.profile, self._held, samples)[0] for samples in sizes]
+        middle = [np.median(row, axis=0) for row in found]
+        return [
+            replace(one, forward_s=times[0], backward_s=times[1]) for one, times in zip(profiles, middle, strict=True)
+        ]
 
 
 class _Held:
@@ -268,20 +292,17 @@ class _Held:
             optimizer.step()
         return losses, {name: t.detach().clone() for name, t in arm.tensors.items() if with_state}
 
-    def profile(self, samples: int) -> LayerProfile:
-        x, y = self.x[:samples].contiguous(), self.target[:samples]
-        layers = copy.deepcopy(self.layers)
+    def seconds(self, samples: int) -> np.ndarray:
+        layers, x, y = self._copies(samples)
         dist.barrier()  # all at once: processes share the memory's bandwidth
+        return [layer_seconds(layers, x, y, self.loss_fn) for _ in range(2)][-1]
+
+    def profile(self, samples: int) -> LayerProfile:
+        layers, x, y = self._copies(samples)
         return profile_layers(layers, x, target=y, loss_fn=self.loss_fn, repeats=1)
 
-
-def _median_profile(found: Sequence[LayerProfile]) -> LayerProfile:
-    """Of the same layers at the same size."""
-    middle = {name: np.median([getattr(one, name) for one in found], axis=0) for name in COLUMNS[1:]}
-    first = found[0]
-    return LayerProfile(
-        first.names, **middle, input_bytes=first.input_bytes, samples=first.samples, only_next=first.only_next
-    )
+    def _copies(self, samples: int) -> tuple[list[nn.Module], Tensor, Tensor]:
+        return copy.deepcopy(self.layers), self.x[:samples].contiguous(), self.target[:samples]
 
 
 def _loss(told: Sequence[float | None]) -> float:

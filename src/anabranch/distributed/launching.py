@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -38,6 +40,41 @@ class Kept:
     owner: str
 
 
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, torch computes with so many threads in this process; also a decorator.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if count < 1:
+        raise ValueError(f"count must be >= 1, got {count}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _context(preload: Sequence[str]) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED, *preload])
+    return context
+
+
+def prepare_ranks(preload: Sequence[str] = ()) -> None:
+    """Have the server that processes are forked from import what they need, while this process goes on.
+
+    Only saves time, of a program that has something else to do before its first :class:`Ranks`.
+
+    Args:
+        preload: as in :class:`Ranks`.
+    """
+    _context(preload)
+    forkserver.ensure_running()
+
+
 class Ranks:
     """Processes with ``torch.distributed`` set up between them, which call functions until the ``with`` block ends.
 
@@ -61,8 +98,7 @@ class Ranks:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         self.nproc = nproc
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_PRELOADED, *preload])
+        context = _context(preload)
         self._kept = 0
         self._owner, self._held = uuid.uuid4().hex, set[int]()
         self._pipes: list[Connection] = []
@@ -205,6 +241,7 @@ def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, 
     """The life of a process: join the group, then answer calls until the pipe is closed."""
     code = 0
     kept: dict[int, Any] = {}
+    gc.freeze()  # a collection would read, and so copy, all that the processes share since they were forked
     try:
         torch.set_num_threads(threads)
         store = TCPStore("127.0.0.1", port, is_master=False)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from anabranch.distributed._partition import even_cut
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.errors import PipelineError, RankFailed, StageOutOfMemory
 from anabranch.distributed.launching import Ranks
@@ -24,7 +25,6 @@ from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.planning import most_layers
 from anabranch.distributed.profile import profile_layers
 from anabranch.distributed.schedules import Checkpoint
-from anabranch.simulation import balance as balanced
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _STATUS = Path("/proc/self/status")
@@ -54,6 +54,37 @@ def map_large_blocks(least_bytes: int = 1 << 16) -> bool:
     """
     tell = getattr(ctypes.CDLL(None), "mallopt", None)
     return tell is not None and tell(_MMAP_THRESHOLD, least_bytes) == 1
+
+
+class _Malloc(ctypes.Structure):
+    """``struct mallinfo2`` of glibc."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
+
+
+def fill_holes() -> int:
+    """Take what the heap of this process has free, in blocks of 32 KiB down to 64 bytes and for good; the bytes taken.
+
+    A process that has imported much has megabytes free in holes, more or fewer by what it did before. They are part of
+    :func:`data_bytes` already, so without this a limit would give as much more. 0 where glibc does not tell what is free.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype, libc.malloc.restype = _Malloc, ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
+    taken = 0
+    for size in (1 << n for n in range(15, 5, -1)):
+        heap = libc.mallinfo2().arena
+        while True:
+            block = libc.malloc(size)
+            if not block or libc.mallinfo2().arena > heap:
+                libc.free(block)  # it was no hole
+                break
+            taken += size
+    return taken
 
 
 @contextmanager
@@ -87,10 +118,11 @@ def train_within(
 ) -> float:
     """One step of training with a process a stage, none of which may take more than the limit; the loss of the mini-batch.
 
-    Counted is all that a process takes beyond a small pipeline that ran before in it and the connections of its own: parameters
-    of its stage, gradients and the optimizer's state, which are there from the start, activations, buffers of tensors under
-    way, what layers need while they run, and what the allocator cannot use again. Processes are new, so that nothing of an
-    earlier try is left.
+    Counted is all that a process takes beyond a small pipeline that ran before in it and the connections of its own, with the
+    holes of its heap filled (:func:`fill_holes`), so that what else it did before does not matter: parameters of its stage,
+    gradients and the optimizer's state, which are there from the start, activations, buffers of tensors under way, what
+    layers need while they run, and what the allocator cannot use again. Processes are new, so that nothing of an earlier
+    try is left.
 
     Args:
         make_layers: gives the whole model, a function of a module or a ``functools.partial`` of one.
@@ -177,7 +209,7 @@ def depth_within(
     def fits(blocks: int) -> bool:
         try:
             train_within(
-                make_layers(blocks), x, target, limit_bytes=limit_bytes, balance=balanced([1.0] * (blocks + 2), stages),
+                make_layers(blocks), x, target, limit_bytes=limit_bytes, balance=even_cut(blocks + 2, stages),
                 loss_fn=loss_fn, micro_batches=micro_batches, checkpoint=checkpoint,
             )  # fmt: skip
         except StageOutOfMemory as error:
@@ -231,6 +263,8 @@ def _train_stage(
     if compact:
         map_large_blocks()
     _warm_up(make_optimizer)
+    gc.collect()
+    fill_holes()
     above = data_bytes()
     layers = list(make_layers())
     first = sum(balance[:stage])

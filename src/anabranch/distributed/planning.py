@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from anabranch.distributed._partition import named_schedule
+from anabranch.distributed.link_speed import LinkSpeed
 from anabranch.distributed.pipeline_times import PipelineTimeline, simulate_pipeline
 from anabranch.distributed.profile import LayerProfile, profile_at
 from anabranch.distributed.schedules import Checkpoint, PipelineSchedule
@@ -200,6 +201,7 @@ def plan_pipeline(
     gradient_bytes: float = 4.0,
     latency_s: float = 0.0,
     overhead_s: float = 0.0,
+    averaging: LinkSpeed | None = None,
 ) -> list[PipelinePlan]:
     """All ways that fit, fastest first: stages, replicas, micro-batches, schedule and recomputation (alike on all stages, or
     only where a stage's memory needs it, which is never slower).
@@ -216,6 +218,7 @@ def plan_pipeline(
         batch: samples of a mini-batch, of all replicas.
         gradient_bytes: of a gradient's element, for averaging over replicas.
         overhead_s: of every forward and backward of a micro-batch on a stage, whatever its size.
+        averaging: the links of the ring, as :func:`measure_averaging` finds them; those between neighbours if not given.
 
     Raises:
         ValueError: numbers that are not positive, or nothing that fits the memory.
@@ -226,6 +229,7 @@ def plan_pipeline(
     ):  # fmt: skip
         if not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")
+    ring = LinkSpeed(latency_s, bandwidth_bytes_per_s) if averaging is None else averaging
     found: list[PipelinePlan] = []
     least = float("inf")
     layers = profile_at(profile, batch).layers
@@ -255,7 +259,7 @@ def plan_pipeline(
                         )  # fmt: skip
                         piece = float(costs.params.max()) * gradient_bytes / replicas  # of what goes round the ring
                         sends = 2 * (replicas - 1)
-                        step = timeline.step_s + sends * (piece / bandwidth_bytes_per_s + latency_s)
+                        step = timeline.step_s + sends * (piece / ring.bandwidth_bytes_per_s + ring.latency_s)
                         found.append(
                             PipelinePlan(
                                 stages, replicas, micro_batches, name, checkpoint, tuple(cut), step,

@@ -175,7 +175,7 @@ def profile_layers(
     for parameter, _ in before:
         parameter.grad = None
     for repeat in range(repeats + 1):  # the first is for warming up
-        seconds = _times(run, sample, target, loss_fn)
+        seconds = layer_seconds(run, sample, target, loss_fn)
         if repeat:
             times[repeat - 1] = seconds
     for parameter, gradient in before:
@@ -214,7 +214,9 @@ def _now(value: Value) -> float:
     return time.perf_counter()
 
 
-def _times(run: Sequence[nn.Module], sample: Value, target: Any, loss_fn: Callable[..., Tensor] | None) -> np.ndarray:
+def layer_seconds(
+    run: Sequence[nn.Module], sample: Value, target: Any = None, loss_fn: Callable[..., Tensor] | None = None
+) -> Float64[np.ndarray, "2 layers"]:
     """Forward and backward seconds of every layer, which shares no graph with its neighbours; gradients are added."""
     seconds = np.zeros((2, len(run)))
     x, skips = sample, dict[str, Value]()

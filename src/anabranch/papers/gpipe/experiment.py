@@ -18,21 +18,13 @@ from anabranch.distributed import TrainingBench as Bench
 from anabranch.lab import Lab, time_pairs
 from anabranch.lab.figures import curves_of, new_figure, plot_curves, plot_gantt
 from anabranch.lab.places import data_folder
-from anabranch.language import CausalModel, load_causal
-from anabranch.papers.gpipe import Settings
+from anabranch.papers.gpipe import AMOEBANET, CAPACITY, TORCHGPIPE, TRANSFORMER, Settings
 from anabranch.simulation import TransformerShape
 from anabranch.simulation import balance as even_cut
-from anabranch.worlds import SMOLLM2_GGUF, fashion_tensors
+from anabranch.worlds import SMOLLM2_GGUF
 
 GIB, MIB = 2**30, 2**20
 STAGES = 2  # real ones: a process on each core
-# What the paper and its reproduction print: throughput over 2 stages and 1 micro-batch, by (stages, micro-batches).
-PUBLISHED_AT = [(k, m) for m in (1, 4, 32) for k in (2, 4, 8)]
-TRANSFORMER = dict(zip(PUBLISHED_AT, (1, 1.07, 1.3, 1.7, 3.2, 4.8, 1.8, 3.4, 6.3), strict=True))
-AMOEBANET = dict(zip(PUBLISHED_AT, (1, 1.13, 1.38, 1.07, 1.26, 1.72, 1.21, 1.84, 3.48), strict=True))
-TORCHGPIPE = dict(zip(PUBLISHED_AT, (1, 1.004, 0.932, 1.539, 1.666, 2.621, 1.773, 2.709, 4.953), strict=True))
-# Transformer-L by stages: layers and billions of parameters (Table 1; 1 without recomputation is the first row).
-CAPACITY = {0: (3, 0.2822), 1: (13, 0.7858), 8: (103, 5.3), 32: (415, 21.0), 128: (1663, 83.9)}
 TRANSFORMER_L = TransformerShape(
     name="Transformer-L", layers=1, hidden=2048, heads=32, kv_heads=32, intermediate=8192, vocabulary=32000, gated=False
 )
@@ -41,14 +33,16 @@ Batch = tuple[Tensor, Tensor]
 Layers = Callable[[], list[nn.Module]]
 
 
+@pp.torch_threads(1)  # as everywhere here: more would wait for each other where cores are shared
 def experiment(lab: Lab, settings: Settings) -> None:
     data = training_data(settings, lab.seed)
     first = (data[0][: settings.batch].clone(), data[1][: settings.batch].clone())
-    with Ranks(STAGES, preload=(__name__,)) as ranks:  # they start while the simulator works
-        tables(lab, settings)
-        capacity(lab, settings)
-        memory(lab, settings, first)
-        depth(lab, settings, first)
+    pp.prepare_ranks((__name__,))  # while the simulator works
+    tables(lab, settings)
+    capacity(lab, settings)
+    memory(lab, settings, first)
+    depth(lab, settings, first)
+    with Ranks(STAGES) as ranks:
         exactness(lab, ranks)
         cut = even_cut([0.05] + [1.0] * settings.blocks + [0.05], STAGES)  # by arithmetic, not by a clock
         bench = Bench(ranks, make_transformer(settings), *data, batch=settings.batch, balance=cut, seed=lab.seed)
@@ -73,6 +67,8 @@ def training_data(settings: Settings, seed: int, split: str = "train") -> Batch:
     """Loss curves of one process and of pipelines coincide."""
     generator = torch.Generator().manual_seed(seed)
     if settings.fashion:
+        from anabranch.worlds import fashion_tensors  # needs more than this paper
+
         images, labels = fashion_tensors(data_folder(), split)
     else:
         images = torch.randn(256, 1, 28, 28, generator=generator)
@@ -229,19 +225,19 @@ def timelines(lab: Lab, settings: Settings, bench: Bench) -> None:
 
 def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
     """The best plan without stages, and the best of two stages for some of the numbers of micro-batches that plans may have."""
-    sizes = sorted({max(1, settings.batch // m) for m in (1, 4, 8, 16)})  # those of the plans: nothing is interpolated
+    sizes = sorted({max(1, settings.batch // m) for m in (1, 2, 4, 8, 16)})  # those of the plans, none interpolated
     rows: list[Row] = []
     with lab.stage("planning", total=6) as stage:
         profiles = bench.profiles(sizes, repeats=5)
-        link = pp.measure_link(ranks)
+        link, ring = pp.measure_link(ranks), pp.measure_averaging(ranks, large_bytes=int(4 * profiles[0].params.sum()))
         plans = pp.plan_pipeline(
             profiles, devices=STAGES, memory_bytes=2.0**60, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
-            latency_s=link.latency_s, batch=settings.batch,
+            latency_s=link.latency_s, batch=settings.batch, averaging=ring,
         )  # fmt: skip
         stage.advance(plans=len(plans))
         asked = [(1, 1, "never"), *((STAGES, m, "never") for m in (4, 8, 16)), (STAGES, 8, "except_last")]
-        for plan in dict.fromkeys(pp.nearest_plan(plans, *kind) for kind in asked):
-            done = bench.carry_out(plan, repeats=5)
+        chosen = list(dict.fromkeys(pp.nearest_plan(plans, *kind) for kind in asked))
+        for plan, done in zip(chosen, bench.outcomes(chosen, repeats=7), strict=True):
             row = {"arm": plan.arm, "M": plan.micro_batches, "balance": "+".join(map(str, plan.balance))}
             row |= {"predicted seconds": plan.step_s, "seconds": done.step_s}
             row |= {"least": min(done.seconds), "most": max(done.seconds), "predicted bytes": max(plan.memory_bytes)}
@@ -250,7 +246,7 @@ def planning(lab: Lab, settings: Settings, ranks: Ranks, bench: Bench) -> None:
     costs = profiles[-1].forward_s + profiles[-1].backward_s
     caption = f"Slowest stage, layers as measured at {sizes[-1]} samples: two objectives"
     lab.table("cuts", pp.compare_cuts(costs, range(2, min(8, len(costs)) + 1)), caption=caption)
-    lab.table("plans", rows, caption=f"Plans from layers profiled at {sizes} samples, and carried out (median of 5)")
+    lab.table("plans", rows, caption=f"Plans from layers profiled at {sizes} samples, and carried out (median of 7)")
     for name, unit in (("step", "seconds"), ("memory", "bytes")):
         error = pp.prediction_error([row[f"predicted {unit}"] for row in rows], [row[unit] for row in rows])
         lab.measure(f"plan-{name}-error", error)
@@ -288,7 +284,7 @@ def memory(lab: Lab, settings: Settings, data: Batch) -> None:
 
 def depth(lab: Lab, settings: Settings, data: Batch) -> None:
     """The deepest transformer that processes with a limit of memory really train, and what the model of memory says."""
-    (x, y), deep = (t[:32].clone() for t in data), partial(deep_transformer, min(64, settings.width))
+    (x, y), deep = (t[:32].clone() for t in data), partial(deep_transformer, 64)
     of = partial(pp.depth_within, deep, x, y, limit_bytes=int(settings.cap_mib * MIB), loss_fn=cross_entropy)
     ways = ("never", "except_last", "always") if settings.pairs > 3 else ("always",)
     rows: list[Row] = []
@@ -364,16 +360,18 @@ def tables(lab: Lab, settings: Settings) -> None:
 # A language model with tied embeddings, fine-tuned over two stages.
 
 
-def layers_of(loaded: CausalModel) -> list[nn.Module]:
+def layers_of(loaded: Any) -> list[nn.Module]:
     return pp.causal_layers(loaded.model.requires_grad_(True))[0]
 
 
-def tokens_of(loaded: CausalModel, texts: Sequence[str]) -> Any:
+def tokens_of(loaded: Any, texts: Sequence[str]) -> Any:
     rows = loaded.tokenizer(list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=32)
     return rows["input_ids"]
 
 
 def fine_tuning(lab: Lab, settings: Settings, ranks: Ranks) -> None:
+    from anabranch.language import load_causal  # takes a second
+
     root, steps = data_folder(), settings.fine_tune_steps
     caption = "Loss of SmolLM2-135M, embeddings tied over two stages"
     if not SMOLLM2_GGUF.here(root):
