@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -68,6 +69,7 @@ def work(spec: WorkerSpec, channel: Channel, inbox: queue.Queue[Message], receiv
     except Exception as error:
         channel.send(("broken", f"{type(error).__name__}: {error}"))
         return
+    gc.freeze()  # what was loaded stays: a collection that looked at it would hold up tokens for a fifth of a second
     try:
         if spec.role == "prefill":
             _prefill(spec, loaded, channel, inbox, digest)
