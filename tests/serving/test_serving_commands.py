@@ -13,8 +13,21 @@ import numpy as np
 import pytest
 
 from anabranch import cli
-from anabranch.serving import ProfileTable, published_performance
+from anabranch.serving import (
+    Batching,
+    Cluster,
+    Load,
+    Pool,
+    ProfileTable,
+    SloLimits,
+    Transfers,
+    published_performance,
+    read_requests,
+    simulate_cluster,
+    slo_report,
+)
 from anabranch.serving._serving_words import numbers, table_text, watts
+from anabranch.simulation import BLOOM_176B, DGX_A100, DGX_H100, Machine
 from support import ROOT, CommandLine
 
 MACHINES = str(ROOT / "examples" / "machines.json")
@@ -70,6 +83,51 @@ def test_a_trace_and_a_budget(anabranch: CommandLine, trace: Path, tmp_path: Pat
     with (tmp_path / "found" / "provision.csv").open(newline="") as file:
         assert [float(row["rate_per_s"]) for row in csv.DictReader(file)] == pytest.approx(rates)
     assert (tmp_path / "found" / "provision.svg").stat().st_size > 5000
+
+
+def test_prompts_in_chunks_beside_the_other_designs(anabranch: CommandLine, trace: Path, tmp_path: Path) -> None:
+    rate, seconds, sizes = 9.0, 5.0, (256, 512)
+    command = ("serving", "provision", "--trace", str(trace), "--rate", str(rate), "--seconds", str(seconds))
+    done = anabranch(*command, "--chunk-tokens", "256,512", "--json", "--out", str(tmp_path / "found"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failed"] == {}
+    designs = {one["design"]: one for one in found["designs"]}
+    whole = {"AA", "HH", "HA", "HHcap", "A100 mixed", "H100 mixed"}
+    assert set(designs) == whole | {f"{kind} chunks of {size}" for kind in ("A100", "H100") for size in sizes}
+    costs = [one["cost_per_hour"] for one in found["designs"]]
+    assert costs == sorted(costs)
+    # The same clusters by hand: each keeps the limits, and with a machine fewer does not.
+    times = {one.name: published_performance("bloom-176b", one.device.name) for one in (DGX_A100, DGX_H100)}
+    requests = Load(read_requests(trace), seconds, rate * 1.01, np.random.default_rng(0)).at(rate)
+    layers = BLOOM_176B.layers
+
+    def keeps(machine: Machine, count: int, chunk: int | None) -> bool:
+        cluster = Cluster(
+            (Pool(machine, count, "mixed"),), times, BLOOM_176B.kv_bytes_per_token(), 329 * 10**9, "join_shortest_queue",
+            Batching(chunk_tokens=chunk), Transfers(layers=layers),
+        )  # fmt: skip
+        report = slo_report(simulate_cluster(cluster, requests), requests, times[DGX_A100.name], SloLimits())
+        return report.holds
+
+    for machine, kind in ((DGX_A100, "A100"), (DGX_H100, "H100")):
+        for chunk in (None, *sizes):
+            one = designs[f"{kind} mixed" if chunk is None else f"{kind} chunks of {chunk}"]
+            assert (one["chunk_tokens"], one["token_machines"]) == (chunk, 0)
+            assert keeps(machine, one["prompt_machines"], chunk)
+            assert one["prompt_machines"] == 1 or not keeps(machine, one["prompt_machines"] - 1, chunk)
+    assert all(designs[name]["chunk_tokens"] is None for name in whole)
+    with (tmp_path / "found" / "provision.csv").open(newline="") as file:
+        rows = {row["design"]: row["chunk_tokens"] for row in csv.DictReader(file)}
+    assert rows == {name: str(one["chunk_tokens"] or "") for name, one in designs.items()}
+    assert (tmp_path / "found" / "provision.svg").stat().st_size > 5000
+    # What was there without the option stays as it is.
+    plain = json.loads(anabranch(*command, "--json").stdout)["designs"]
+    assert {one["design"] for one in plain} == whole
+    assert all({**one, "chunk_tokens": None} == designs[one["design"]] for one in plain)
+    told = anabranch(*command, "--chunk-tokens", "512").stdout
+    assert "H100 chunks of 512" in told
+    assert "reading caches again is not charged" in told
 
 
 def test_a_rate_with_machines_of_ones_own(anabranch: CommandLine, trace: Path) -> None:
@@ -144,6 +202,12 @@ def test_serving_lines(smollm2: Path) -> None:
         (("--rate", "2", "--service", "mail"), "service must be one of conversation, code"),
         (("--rate", "2", "--model", "gpt"), "model gpt: its cache and weights are not known"),
         (("--rate", "2", "--out", "no/where"), "--out no/where: there is no folder no"),
+        (("--rate", "2", "--chunk-tokens", "0"), "--chunk-tokens 0: expected numbers above 0, separated by commas"),
+        (("--rate", "2", "--chunk-tokens", "256,many"), "--chunk-tokens 256,many: expected numbers above 0"),
+        (("--rate", "2", "--chunk-tokens", "nan"), "--chunk-tokens nan: expected whole numbers of tokens"),
+        (("--rate", "2", "--chunk-tokens", "1e400"), "--chunk-tokens 1e400: expected whole numbers of tokens"),
+        (("--rate", "2", "--chunk-tokens", "0.5"), "--chunk-tokens 0.5: expected whole numbers of tokens"),
+        (("--rate", "2", "--chunk-tokens", "512,512"), "--chunk-tokens 512,512: a number is there twice"),
     ],
 )
 def test_bad_jobs(refused: Any, arguments: tuple[str, ...], words: str) -> None:

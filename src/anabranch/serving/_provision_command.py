@@ -15,7 +15,7 @@ import numpy as np
 
 from anabranch.serving._cluster_files import ServedModel, read_machines
 from anabranch.serving._serving_words import numbers, table_text, watts
-from anabranch.serving.cluster import Cluster, Transfers
+from anabranch.serving.cluster import Batching, Cluster, Transfers
 from anabranch.serving.performance import PerformanceModel
 from anabranch.serving.provisioning import Design, Provision, provision
 from anabranch.serving.requests import RequestTable, published_lengths, read_requests
@@ -31,9 +31,13 @@ DESIGNS = (
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What is asked: a rate to be kept at least cost or power, or a budget to be spent well."""
+    """What is asked: a rate to be kept at least cost or power, or a budget to be spent well.
+
+    ``chunks`` has the tokens of an iteration of those designs that read prompts in pieces, by their names.
+    """
 
     designs: tuple[Design, ...]
+    chunks: dict[str, int]
     lengths: RequestTable
     load_words: str
     reference: PerformanceModel
@@ -50,7 +54,7 @@ class Job:
     def of(
         cls, *, trace: Path | None, service: str, rate: float | None, budget_power: str | None, budget_cost: float | None,
         minimise: str, seconds: float, profile: Path | None, model: str | None, config: Path | None, machines: Path | None,
-        limits: Sequence[str], seed: int, seeds: int, workers: int, out: Path | None,
+        limits: Sequence[str], seed: int, seeds: int, workers: int, out: Path | None, chunk_tokens: str | None = None,
     ) -> Job:  # fmt: skip
         given = [
             name for name, value in
@@ -68,6 +72,7 @@ class Job:
             tuple(numbers(option, text)) for option, text in zip(("--ttft", "--tbt", "--e2e"), limits, strict=True)
         ]
         slo = SloLimits(ttft=slowdowns[0], tbt=slowdowns[1], e2e=slowdowns[2])
+        sizes = _chunk_sizes(chunk_tokens) if chunk_tokens is not None else ()
         generator = np.random.default_rng(seed)
         lengths = read_requests(trace) if trace is not None else published_lengths(service, 20_000, generator=generator)
         span = float(lengths.arrival_s[-1] - lengths.arrival_s[0])
@@ -85,14 +90,30 @@ class Job:
             f"{name}: {len(lengths):,} requests, {lengths.prompt_tokens.mean():,.0f} prompt and "
             f"{lengths.output_tokens.mean():,.0f} output tokens on average"
         )
-        designs, slowest = _designs(profile, model, config, machines)
-        return cls(designs, lengths, said, slowest, slo, seconds, seed, seeds, workers, rate, budget, measure)
+        designs, chunks, slowest = _designs(profile, model, config, machines, sizes)
+        return cls(designs, chunks, lengths, said, slowest, slo, seconds, seed, seeds, workers, rate, budget, measure)
+
+
+def _chunk_sizes(text: str) -> tuple[int, ...]:
+    """
+    Raises:
+        ValueError: numbers that are not whole, or one that is there twice; names the option.
+    """
+    found = numbers("--chunk-tokens", text)
+    if not all(size.is_integer() and size < 2**31 for size in found):
+        raise ValueError(f"--chunk-tokens {text}: expected whole numbers of tokens")
+    if len(set(found)) < len(found):
+        raise ValueError(f"--chunk-tokens {text}: a number is there twice")
+    return tuple(map(int, found))
 
 
 def _designs(
-    profile: Path | None, model: str | None, config: Path | None, machines: Path | None
-) -> tuple[tuple[Design, ...], PerformanceModel]:
-    """The designs, and the slowest machine's times, against which slowdowns are counted."""
+    profile: Path | None, model: str | None, config: Path | None, machines: Path | None, sizes: Sequence[int]
+) -> tuple[tuple[Design, ...], dict[str, int], PerformanceModel]:
+    """The designs, the tokens of those with prompts in chunks, and the slowest machine's times, against which slowdowns count.
+
+    Every kind of machine that does both phases also stands with its prompts in chunks, once for each of ``sizes``.
+    """
     served = ServedModel.of(profile, model, config)
     if machines is None:
         choices: list[tuple[str, Machine, Machine | None]] = list(DESIGNS)
@@ -104,17 +125,23 @@ def _designs(
     times = {kind.name: served.times(kind) for kind in kinds.values()}
     transfers = Transfers(layers=served.shape.layers)
 
-    def design(title: str, prompt: Machine, token: Machine | None) -> Design:
+    def design(title: str, prompt: Machine, token: Machine | None, chunk: int | None = None) -> Design:
         scheduler = "mixed_pool" if token is not None else "join_shortest_queue"
 
         cluster = partial(
             Cluster, performance=times, kv_bytes_per_token=served.kv_bytes, weight_bytes=served.weights, scheduler=scheduler,
-            transfers=transfers,
+            batching=Batching(chunk_tokens=chunk), transfers=transfers,
         )  # fmt: skip
         return Design(title, prompt, token, cluster)
 
+    designs, chunks = [design(*choice) for choice in choices], {}
+    for (title, machine, token), size in itertools.product(choices, sizes):
+        if token is None:
+            name = f"{title.removesuffix(' mixed')} chunks of {size}"
+            chunks[name] = size
+            designs.append(design(name, machine, None, size))
     slowest = max(times.values(), key=lambda one: float(one.prompt_seconds(1024)))
-    return tuple(design(*choice) for choice in choices), slowest
+    return tuple(designs), chunks, slowest
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +204,11 @@ def _price(one: Provision, measure: str) -> float:
     return one.provisioned_w if measure == "power" else one.cost_per_hour
 
 
-def _rows(found: Found) -> list[dict[str, Any]]:
+def _rows(job: Job, found: Found) -> list[dict[str, Any]]:
     return [
         {
             "design": one.design, "prompt_machines": one.prompts, "token_machines": one.tokens,
+            **({"chunk_tokens": job.chunks.get(one.design)} if job.chunks else {}),
             "rate_per_s": one.rate_per_s, "power_w": one.provisioned_w, "cost_per_hour": one.cost_per_hour,
             **_over_seeds(found.over_seeds.get(one.design)),
         }
@@ -198,36 +226,87 @@ def _over_seeds(interval: RateInterval | None) -> dict[str, Any]:
 
 
 def write(job: Job, found: Found, out: Path) -> list[str]:
-    """``provision.csv`` and ``provision.svg`` in the folder ``out``."""
+    """``provision.csv`` and ``provision.svg`` in the folder ``out``: how the designs compare, and what was tried."""
     from matplotlib.figure import Figure
 
     out.mkdir(exist_ok=True)
-    rows = _rows(found)
+    rows = _rows(job, found)
     with (out / "provision.csv").open("w", newline="", encoding="utf-8") as file:
         columns = ["design", "prompt_machines", "token_machines", "rate_per_s", "power_w", "cost_per_hour"]
+        if job.chunks:
+            columns.insert(3, "chunk_tokens")
         if found.over_seeds:
             columns += ["mean_rate_per_s", "low_per_s", "high_per_s", "seeds", "capped"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, all_of_it in found.tried.items():
-        places = sorted((one.prompts, one.tokens) for one in all_of_it)
-        axes.plot(*zip(*places, strict=True), "o-", label=name, markersize=4)
-    axes.set(xlabel="prompt machines (or mixed ones)", ylabel="token machines")
-    axes.set_title(
-        "What was tried" if job.budget is not None else f"Fewest machines for {job.rate:.4g} requests/s", loc="left"
-    )
-    if found.tried:
-        axes.legend(frameon=False)
+    apart = {one.design: found.tried[one.design] for one in found.best if one.tokens}
+    heights = [1 + 0.25 * len(found.best), *([4] if apart else [])]
+    figure = Figure(figsize=(8.2, 0.6 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_designs(job, found, axes[0])
+    if apart:
+        _draw_tried(job, apart, axes[1])
     figure.savefig(out / "provision.svg")
     return [str(out / name) for name in ("provision.csv", "provision.svg")]
 
 
+_KINDS = {"phases apart": "tab:blue", "both phases mixed": "tab:orange", "mixed, prompts in chunks": "tab:green"}
+_BESIDE: Any = {"frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # legends
+
+
+def _draw_designs(job: Job, found: Found, axes: Any) -> None:
+    """A bar for each design, best first: what its best cluster serves, or costs."""
+    unit = 1e3 if job.budget is None and job.measure == "power" else 1.0
+    for kind, color in _KINDS.items():
+        mine = [one for one in found.best if _kind(job, one) == kind]
+        values = [(_price(one, job.measure) if job.budget is None else one.rate_per_s) / unit for one in mine]
+        if mine:
+            bars = axes.barh([found.best.index(one) for one in mine], values, color=color, label=kind)
+            counts = [f"{one.prompts} + {one.tokens}" if one.tokens else str(one.prompts) for one in mine]
+            labels = [f"{value:.4g} ({count})" for value, count in zip(values, counts, strict=True)]
+            axes.bar_label(bars, labels, padding=3, fontsize=8)
+    axes.set_yticks(range(len(found.best)), [one.design for one in found.best], fontsize=8)
+    axes.set_ylim(len(found.best) - 0.4, -0.6)
+    axes.margins(x=0.2)
+    if job.budget is not None:
+        title = f"Requests/s for {_amount(job.budget, job.measure)}"
+    else:
+        title = f"{'Power, kW' if job.measure == 'power' else 'Cost, $/h'}, for {job.rate:.4g} requests/s"
+    axes.set_title(f"{title} (and machines)", loc="left")
+    if found.best:
+        axes.legend(**_BESIDE)
+
+
+def _draw_tried(job: Job, apart: dict[str, list[Provision]], axes: Any) -> None:
+    """Numbers of prompt and token machines that were tried, or that suffice, of designs with the phases apart."""
+    from matplotlib import colormaps
+
+    for k, (name, tried) in enumerate(apart.items()):
+        places = sorted((one.prompts, one.tokens) for one in tried)
+        color = colormaps["viridis"](0.9 * k / max(1, len(apart) - 1))
+        axes.plot(*zip(*places, strict=True), "os^Dv"[k % 5] + "-", color=color, label=name, markersize=4)
+    axes.set(xlabel="prompt machines", ylabel="token machines")
+    axes.locator_params(integer=True)
+    axes.set_title(
+        "What was tried, phases apart"
+        if job.budget is not None
+        else f"Fewest machines for {job.rate:.4g} requests/s, phases apart",
+        loc="left",
+    )
+    axes.legend(**_BESIDE)
+
+
+def _kind(job: Job, one: Provision) -> str:
+    apart, mixed, in_chunks = _KINDS
+    return apart if one.tokens else in_chunks if one.design in job.chunks else mixed
+
+
 def as_json(job: Job, found: Found, written: list[str]) -> str:
     asked = {"rate_per_s": job.rate, "budget": job.budget, "measure": job.measure}
-    return json.dumps({"asked": asked, "designs": _rows(found), "failed": found.failed, "written": written}, indent=1)
+    return json.dumps(
+        {"asked": asked, "designs": _rows(job, found), "failed": found.failed, "written": written}, indent=1
+    )
 
 
 def words(job: Job, found: Found, written: list[str]) -> str:
@@ -257,6 +336,11 @@ def words(job: Job, found: Found, written: list[str]) -> str:
         )
     else:
         lines.append("result    no design keeps the limits")
+    if job.chunks:
+        lines.append(
+            "note      chunks: an iteration takes the time of a prompt of as many tokens; reading caches again is not charged, "
+            "which favours them"
+        )
     lines += [f"left out  {name}: {why}" for name, why in found.failed.items()]
     lines += [f"wrote     {name}" for name in written]
     return "\n".join(lines)

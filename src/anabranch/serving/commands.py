@@ -143,6 +143,13 @@ def provision(
             rich_help_panel=_MACHINES,
         ),
     ] = None,
+    chunk_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Also mixed machines that read prompts in chunks (Sarathi-Serve): tokens of an iteration, 512 or 256,512.",
+            rich_help_panel=_MACHINES,
+        ),
+    ] = None,
     ttft: Annotated[str, typer.Option(help="Time to the first token.", rich_help_panel=_LIMITS)] = "2,3,6",
     tbt: Annotated[str, typer.Option(help="Time between tokens.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
     e2e: Annotated[str, typer.Option(help="Time to the last token.", rich_help_panel=_LIMITS)] = "1.25,1.5,5",
@@ -169,7 +176,7 @@ def provision(
     job = command.Job.of(
         trace=trace, service=service, rate=rate, budget_power=budget_power, budget_cost=budget_cost, minimise=minimise,
         seconds=seconds, profile=profile, model=model, config=config, machines=machines, limits=(ttft, tbt, e2e), seed=seed,
-        seeds=seeds, workers=workers or usable_processors(), out=out,
+        seeds=seeds, workers=workers or usable_processors(), out=out, chunk_tokens=chunk_tokens,
     )  # fmt: skip
     found = command.search(job, _progress)
     _erase()
