@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from anabranch.distributed import LayerProfile, PipelinePlan
+    from anabranch.distributed import LayerProfile, PipelinePlan, PipelineTimeline
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,11 +86,9 @@ def plan(
     """
     if (model is None) == (not profile):
         raise ValueError(f"give exactly one of --model, --profile, got {'none' if model is None else 'both'}")
-    if out is not None and out.suffix not in (".svg", ".png"):
-        raise ValueError(f"--out {out}: expected .svg or .png")
-    for option, file in (("--out", out), ("--profile-out", profile_out)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{option} {file}: there is no folder {file.parent}")
+    _check_figure(out)
+    if profile_out is not None and not profile_out.absolute().parent.is_dir():
+        raise ValueError(f"--profile-out {profile_out}: there is no folder {profile_out.parent}")
     if profile_out is not None and model is None:
         raise ValueError("--profile-out: a profile that is given as csv is not written again; use it with --model")
     memory_bytes = parse_quantity("memory", memory, "B")
@@ -141,6 +140,92 @@ def plan(
     console.print(f"result    {_words(best, plans, batch)}", soft_wrap=True)
     for name in written:
         console.print(f"wrote     {name}", soft_wrap=True)
+
+
+@app.command()
+def schedules(
+    stages: Annotated[int, typer.Option("--stages", "-k", help="Equal ones, one a device.", min=1)] = 4,
+    micro_batches: Annotated[int, typer.Option("--micro-batches", "-m", help="Of a mini-batch.", min=1)] = 8,
+    forward_s: Annotated[float, typer.Option(help="Seconds of a micro-batch's forward on a stage.")] = 1.0,
+    inputs_s: Annotated[float, typer.Option(help="The same of its gradient of the inputs.")] = 1.0,
+    weights_s: Annotated[float, typer.Option(help="The same of its gradient of the weights.")] = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Every schedule's step, .svg or .png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Compare GPipe, 1F1B, interleaved 1F1B (two chunks a stage) and ZB-H1: time of a step, idle share, what is held.
+
+    Simulated without recomputation or sending. ZB-H1 takes gradients of weights apart from those of inputs.
+
+    anabranch distributed schedules --stages 4 --micro-batches 8 --out schedules.svg
+    """
+    seconds = {"forward_s": forward_s, "inputs_s": inputs_s, "weights_s": weights_s}
+    for name, value in seconds.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected seconds, 0 or more")
+    if not 0 < sum(seconds.values()) * stages * micro_batches < math.inf:
+        raise ValueError(f"--forward-s, --inputs-s and --weights-s have a sum of {sum(seconds.values())}: expected > 0")
+    _check_figure(out)
+    drawn = 11 * stages * micro_batches
+    if out is not None and drawn > _MOST_BARS:
+        raise ValueError(f"--out {out}: {drawn:,} bars are too many to be seen (at most {_MOST_BARS:,}); leave it out")
+    from anabranch.distributed import compare_schedules
+
+    rows = compare_schedules(stages, micro_batches, **seconds)
+    left_out = "" if len(rows) == len(_SCHEDULES) else f"interleaved: {micro_batches} is no multiple of {stages}"
+    if out is not None:
+        _draw_schedules([play_schedule(str(row["schedule"]), stages, micro_batches, **seconds) for row in rows], out)
+    if as_json:
+        keys = {"schedule": "schedule", "seconds": "step_s", "bubble": "bubble_fraction", "in flight": "in_flight"}
+        shown = {
+            "stages": stages, "micro_batches": micro_batches, **seconds,
+            "schedules": [{name: row[key] for key, name in keys.items()} for row in rows],
+            "left_out": left_out, "written": [] if out is None else [str(out)],
+        }  # fmt: skip
+        typer.echo(json.dumps(shown, indent=1, allow_nan=False))
+        return
+    console = _console()
+    console.print(
+        f"step      {stages} equal stages, {micro_batches} micro-batches of {sum(seconds.values()):.4g} s a stage"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("schedule", "step", "idle", "micro-batches held"):
+        table.add_column(heading, justify="left" if heading == "schedule" else "right")
+    for row in rows:
+        step, idle, held = f"{row['seconds']:.4g} s", f"{row['bubble']:.1%}", f"{row['in flight']:g}"
+        table.add_row(_SCHEDULES[str(row["schedule"])], step, idle, held)
+    console.print(table)
+    if left_out:
+        console.print(f"left out  {left_out}", soft_wrap=True)
+    if out is not None:
+        console.print(f"wrote     {out}", soft_wrap=True)
+
+
+_SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved": "interleaved 1F1B", "zero-bubble": "ZB-H1"}
+_MOST_BARS = 20_000
+
+
+def play_schedule(
+    name: str, stages: int, micro_batches: int, *, forward_s: float, inputs_s: float, weights_s: float
+) -> PipelineTimeline:
+    """One of the schedules that ``compare_schedules`` has rows of, by its name there, with the same times."""
+    import anabranch.distributed as pp
+
+    made = {
+        "gpipe": lambda: pp.fill_drain(stages, micro_batches, checkpoint="never"),
+        "1f1b": lambda: pp.one_forward_one_backward(stages, micro_batches),
+        "interleaved": lambda: pp.interleaved(stages, micro_batches, 2),
+        "zero-bubble": lambda: pp.zero_bubble(stages, micro_batches),
+    }[name]()
+    backward = inputs_s if made.splits_backward else inputs_s + weights_s
+    parts = made.chunks
+    return pp.simulate_pipeline(made, forward_s / parts, backward / parts, weights_s=weights_s / parts)
+
+
+def _check_figure(out: Path | None) -> None:
+    if out is not None and out.suffix not in (".svg", ".png"):
+        raise ValueError(f"--out {out}: expected .svg or .png")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
 
 
 def read_model(path: Path, sequence: int, flops_per_s: float) -> LayerProfile:
@@ -221,6 +306,40 @@ def _draw(
     held.set(xlabel="GB")
     held.set_title("Memory", loc="left", fontweight="bold")
     held.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.22), fontsize=9)
+    out.write_bytes(render(figure)[out.suffix[1:]])
+
+
+def _draw_schedules(timelines: Sequence[PipelineTimeline], out: Path) -> None:
+    """A step of every schedule, one below the other on one axis of time; what is idle is grey, second chunks are paler."""
+    from anabranch.lab.figures import new_figure, plot_gantt, render
+
+    stages, longest = timelines[0].schedule.stages, max(one.step_s for one in timelines)
+    tall = 0.75 + min(6.0, 0.25 * stages)
+    figure, panels = new_figure(
+        len(timelines), 1, figsize=(9.6, tall * len(timelines) + 0.5), sharex=True, squeeze=False
+    )
+    idle: Any = None
+    for axes, found in zip(panels[:, 0], timelines, strict=True):
+        actions = [action for k in range(stages) for action in found.schedule.actions(k)]
+        bars = found.bars()
+        later = [bar for bar, action in zip(bars, actions, strict=True) if action.chunk > 0]
+        narrowest = min(end - begin for _, begin, end, _, _ in bars if end > begin) / longest
+        if narrowest * 8.5 < 0.07 * len(str(found.schedule.micro_batches - 1)) + 0.03:  # inches; numbers would overlap
+            bars = [(*bar[:-1], "") for bar in bars]
+        paler = " (second chunks paler)" if later else ""
+        title = f"{_SCHEDULES[found.schedule.name]}{paler}: {found.step_s:.4g} s, {found.bubble_fraction:.1%} idle"
+        plot_gantt(bars, title=title, axes=axes, x="")
+        axes.get_legend().remove()
+        idle = axes.barh(range(stages), [found.step_s] * stages, height=0.8, color="#d0d4da", zorder=0)
+        axes.barh(
+            [int(bar[0].removeprefix("stage ")) for bar in later], [bar[2] - bar[1] for bar in later],
+            left=[bar[1] for bar in later], height=0.8, color="white", alpha=0.35,
+        )  # fmt: skip
+    panels[-1, 0].set(xlabel="seconds", xlim=(0, longest * 1.01))
+    handles, labels = panels[-1, 0].get_legend_handles_labels()
+    split = {"backward": "backward (ZB-H1: of inputs)", "weights": "backward of weights"}
+    words = [split.get(label, label) for label in labels]
+    figure.legend([*handles, idle], [*words, "idle"], loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     out.write_bytes(render(figure)[out.suffix[1:]])
 
 
