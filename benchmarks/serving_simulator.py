@@ -5,6 +5,8 @@ Run: ``python benchmarks/serving_simulator.py [--long]`` (under a minute; ``--lo
 - the released simulator of Splitwise: its processor time is a constant, measured on an idle machine of two cores (41.4 s for
   8,502 conversation requests, 70 a second, on 25 + 15 DGX-H100; 3 s of it are imports). The load here is drawn the same way.
 - plain Python: the same event loop, not compiled, in a process of its own; its answers must be the same to the last bit.
+- SimPy: the same rules in ``simpy_cluster.py``, for phases apart and for mixed machines that take the shortest queue, in this
+  process, turn about; the times of every request are compared.
 - a million requests on 1,000 machines (``--long``), and every split of the power of 40 DGX-H100 among four designs.
 """
 
@@ -18,6 +20,8 @@ import time
 from statistics import median
 
 import numpy as np
+import simpy
+import simpy_cluster
 
 from anabranch.serving import (
     Cluster,
@@ -63,6 +67,26 @@ def cpu_s(cluster: Cluster, requests: RequestTable, times: int = 5) -> float:
     return median(spent)
 
 
+def beside_simpy(name: str, cluster: Cluster, requests: RequestTable, times: int = 3) -> None:
+    """Both in turn, medians of processor time, and the largest difference of any request's times."""
+    found, theirs = simulate_cluster(cluster, requests), []
+    ours = []
+    for _ in range(times):
+        begin = time.process_time()
+        answers = simpy_cluster.simulate(cluster, requests)
+        theirs.append(time.process_time() - begin)
+        ours.append(cpu_s(cluster, requests, 1))
+    largest = 0.0
+    for column, values in answers.items():
+        mine = getattr(found, column)
+        if not np.array_equal(np.isnan(mine), np.isnan(values)):
+            largest = float("inf")
+        largest = max(largest, float(np.nanmax(np.abs(mine - values))))
+    words = "equal to the last bit" if largest == 0 else f"equal to {largest:.1g} s" if largest < 1e-6 else "DIFFER"
+    print(f"SimPy {simpy.__version__:13} {len(requests):,} requests, {name}: {median(theirs):.2f} s, "
+          f"{1e3 * median(ours):.1f} ms here, {median(theirs) / median(ours):.0f}x, answers {words}")  # fmt: skip
+
+
 def plain() -> None:
     """In the child, without compilation: seconds and answers."""
     requests = conversation(17.5, 30.0)
@@ -89,6 +113,9 @@ def main() -> None:
     ours = cpu_s(split(6, 4), few)
     print(f"plain Python        {len(few):,} requests, 10 machines: {there['cpu_s']:.2f} s, {1e3 * ours:.1f} ms compiled, "
           f"{there['cpu_s'] / ours:.0f}x, answers {'equal' if same else 'DIFFER'}")  # fmt: skip
+
+    beside_simpy("25 + 15 machines", split(25, 15), requests)
+    beside_simpy("40 mixed", cluster((Pool(DGX_H100, 40, "mixed"),)), requests)
 
     begin = time.perf_counter()
     lengths = published_lengths("conversation", 20_000, generator=np.random.default_rng(0))
