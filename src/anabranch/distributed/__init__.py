@@ -22,6 +22,7 @@ from anabranch.distributed.gradient_error import gradient_error, relative_gradie
 from anabranch.distributed.launching import Kept, Ranks, launch, prepare_ranks, torch_threads
 from anabranch.distributed.link_speed import LinkSpeed, measure_averaging, measure_link
 from anabranch.distributed.local import LocalPipeline
+from anabranch.distributed.malloc import keep_freed_memory
 from anabranch.distributed.memory_limits import Depth, deepest, depth_within, memory_limit, train_within
 from anabranch.distributed.micro_batches import split_batch, split_sizes
 from anabranch.distributed.models import residual_network_layers, vision_transformer_layers
@@ -97,6 +98,7 @@ __all__ = [
     "fill_drain",
     "gradient_error",
     "interleaved",
+    "keep_freed_memory",
     "launch",
     "measure_averaging",
     "measure_link",

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from anabranch.distributed.errors import PipelineError, RankFailed
+from anabranch.distributed.malloc import keep_freed_memory
 
 # After it what torch imports in the first backward that is given gradients and in the first optimizer: seconds each.
 _PRELOADED = ["anabranch.distributed", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"]
@@ -87,12 +88,16 @@ class Ranks:
         backend: "gloo" or "nccl".
         threads: of each process; every call sets it.
         preload: modules that the server imports too, if it has not started yet.
+        keep_memory: have processes keep what they free (:func:`keep_freed_memory`), so that the next step need not ask for it.
 
     Raises:
         ValueError: fewer than one process or thread.
     """
 
-    def __init__(self, nproc: int, *, backend: str = "gloo", threads: int = 1, preload: Sequence[str] = ()) -> None:
+    def __init__(
+        self, nproc: int, *, backend: str = "gloo", threads: int = 1, preload: Sequence[str] = (),
+        keep_memory: bool = True,
+    ) -> None:  # fmt: skip
         for name, value in (("nproc", nproc), ("threads", threads)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
@@ -105,7 +110,7 @@ class Ranks:
         self._processes = []
         for rank in range(nproc):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, nproc, backend, threads, self._store.port)
+            arguments = (theirs, rank, nproc, backend, threads, self._store.port, keep_memory)
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank {rank}")
             process.start()
             theirs.close()
@@ -237,10 +242,12 @@ def launch(fn: Callable[..., Any], nproc: int, *arguments: Any, backend: str = "
         return ranks.call(fn, *arguments)
 
 
-def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, port: int) -> None:
+def _serve(pipe: Connection, rank: int, nproc: int, backend: str, threads: int, port: int, keep_memory: bool) -> None:
     """The life of a process: join the group, then answer calls until the pipe is closed."""
     code = 0
     kept: dict[int, Any] = {}
+    if keep_memory:
+        keep_freed_memory()
     gc.freeze()  # a collection would read, and so copy, all that the processes share since they were forked
     try:
         torch.set_num_threads(threads)

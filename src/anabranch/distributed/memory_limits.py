@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import resource
 import signal
@@ -21,12 +20,12 @@ from anabranch.distributed._partition import even_cut
 from anabranch.distributed._stage import LossFunction
 from anabranch.distributed.errors import PipelineError, RankFailed, StageOutOfMemory
 from anabranch.distributed.launching import Ranks
+from anabranch.distributed.malloc import fill_holes, map_large_blocks
 from anabranch.distributed.pipeline import Pipeline
 from anabranch.distributed.planning import most_layers
 from anabranch.distributed.profile import profile_layers
 from anabranch.distributed.schedules import Checkpoint
 
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _STATUS = Path("/proc/self/status")
 # Of torch's allocator, and of C++ where it reaches Python as another error.
 _TOLD = ("can't allocate memory", "bad_alloc", "could not create a", "Cannot allocate memory")
@@ -44,47 +43,6 @@ def data_bytes() -> int:
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no VmData: a limit of memory needs Linux")
-
-
-def map_large_blocks(least_bytes: int = 1 << 16) -> bool:
-    """Have glibc map and unmap blocks of at least so many bytes one by one, in this process and for good.
-
-    Otherwise they share a heap with small ones, whose holes take a fifth to a half of the memory of a training step again.
-    Mapping costs time. False where malloc cannot be told.
-    """
-    tell = getattr(ctypes.CDLL(None), "mallopt", None)
-    return tell is not None and tell(_MMAP_THRESHOLD, least_bytes) == 1
-
-
-class _Malloc(ctypes.Structure):
-    """``struct mallinfo2`` of glibc."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-    )]  # fmt: skip
-
-
-def fill_holes() -> int:
-    """Take what the heap of this process has free, in blocks of 32 KiB down to 64 bytes and for good; the bytes taken.
-
-    A process that has imported much has megabytes free in holes, more or fewer by what it did before. They are part of
-    :func:`data_bytes` already, so without this a limit would give as much more. 0 where glibc does not tell what is free.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        return 0
-    libc.mallinfo2.restype, libc.malloc.restype = _Malloc, ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
-    taken = 0
-    for size in (1 << n for n in range(15, 5, -1)):
-        heap = libc.mallinfo2().arena
-        while True:
-            block = libc.malloc(size)
-            if not block or libc.mallinfo2().arena > heap:
-                libc.free(block)  # it was no hole
-                break
-            taken += size
-    return taken
 
 
 @contextmanager
@@ -143,7 +101,7 @@ def train_within(
     options = {"micro_batches": micro_batches, "schedule": schedule, "checkpoint": checkpoint}
     arguments = (make_layers, x, target, int(limit_bytes), list(balance), loss_fn, options, make_optimizer, compact)
     try:
-        with Ranks(len(balance)) as ranks:
+        with Ranks(len(balance), keep_memory=False) as ranks:
             told = ranks.call(_train_stage, *arguments)
     except RankFailed as error:
         refused = {r: text for r, text in error.reports.items() if text.rstrip().rpartition("\n")[2].startswith(_NAME)}
