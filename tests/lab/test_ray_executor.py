@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed")
 from anabranch.lab import LabError, Request, executor_named, list_runs, read_run
+from anabranch.lab.queued import queue
 from anabranch.lab.ray_executor import RayCluster, _cluster, import_ray
 from support import CommandLine
 
@@ -73,6 +76,24 @@ def test_leaving_early_cancels_what_still_runs(plugin: str, cluster: None) -> No
     while (state := read_run(other.folder).state) == "running" and time.monotonic() < deadline:
         time.sleep(0.1)
     assert state in ("cancelled", "queued")
+
+
+def test_a_worker_that_was_started_in_the_background_can_be_cancelled(plugin: str) -> None:
+    """Scripts have what they start in the background ignore SIGINT; Ray cancels by what Python makes of that signal."""
+    folder = queue(Request(plugin, "smoke", 0, {"rounds": 400, "pause_s": 0.05}), "ray", True)
+    code = (
+        "import sys, threading, _thread\n"
+        "from anabranch.lab.ray_executor import _work\n"
+        "threading.Timer(1.5, _thread.interrupt_main).start()\n"
+        "_work(sys.argv[1])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        timeout=60,
+    )
+    assert process.returncode == 0
+    assert read_run(folder).state == "cancelled"
 
 
 def test_bad_input_is_found_before_a_folder_is_made(plugin: str, cluster: None) -> None:

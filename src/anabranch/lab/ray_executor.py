@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -160,5 +161,7 @@ def _work(folder: str) -> None:
         raise LabError(
             f"{socket.gethostname()} does not see {folder}: runs on other machines need ANABRANCH_HOME on a disk they share"
         )
+    # What a script starts in the background ignores SIGINT, and so do its workers: Ray's word would not be heard.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # cancelled; the run's folder says so
         execute_queued(path)
