@@ -12,6 +12,8 @@ from anabranch.lab.places import data_folder
 from support import ROOT, CommandLine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
+# Under `uv run` Ray would have uv build an environment for every worker; it asks when it is first imported, by any test.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 install_import_hook(
     [
         "anabranch.fabric",
